@@ -1,0 +1,54 @@
+# Two commands do everything: `make demo` runs the main job, `make test` passes the tests.
+# Both make the virtual environment themselves. `make VENV=/some/where test` puts it elsewhere; a second run reuses it.
+VENV   ?= .venv
+PYTHON ?= python3
+PY      = $(VENV)/bin/python
+READY   = $(VENV)/.visionlab-ready
+JOBS   ?= 2
+export NO_ALBUMENTATIONS_UPDATE = 1
+export MPLBACKEND ?= Agg
+
+.PHONY: help demo test docs bench notebooks prepare hooks system clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# What `import cv2` needs outside Python: installed where we may, else named in one line.
+system:
+	@missing=""; \
+	for lib in libGL.so.1 libglib-2.0.so.0; do \
+	  ldconfig -p 2>/dev/null | grep -q "$$lib" || /sbin/ldconfig -p 2>/dev/null | grep -q "$$lib" || missing="$$missing $$lib"; done; \
+	$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
+	[ -z "$$missing" ] || sh .ci/system-libraries "$$missing"
+
+$(READY): settings.ini setup.py | system
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@echo "installing visionlab and what it needs into $(VENV) (some minutes the first time)"
+	@$(PY) -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: $(READY) ## train, evaluate and show PAN on the embedded toy set, in about three minutes
+	@$(PY) -m visionlab.cli.app demo pan
+
+test: $(READY) ## all tests: notebooks, library, house rules, site
+	@$(PY) -m pytest -q -n $(JOBS) --dist loadgroup tests
+
+bench: $(READY) ## speed side by side, printed as a table (single thread)
+	@$(PY) -m tests.bench
+
+docs: $(READY) ## build the site from the notebooks into docs/, and README.md from the home page
+	@$(PY) -c "import runpy, sys; sys.path.insert(0, 'nbs/_site'); import build; build.main('docs')"
+
+notebooks: $(READY) ## restart and run all notebooks, save their outputs
+	@$(PY) nbs/_site/run_notebooks.py
+
+prepare: $(READY) ## before a commit: clean the notebooks, export the library
+	@$(VENV)/bin/nbdev_clean
+	@$(VENV)/bin/nbdev_export
+
+hooks: $(READY) ## git hooks that keep notebooks clean and the library in step
+	@git config core.hooksPath .githooks
+	@echo "git now runs .githooks/pre-commit"
+
+clean: ## remove what can be made again, the virtual environment excepted
+	@rm -rf build dist *.egg-info .pytest_cache _proc site output runs
