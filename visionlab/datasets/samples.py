@@ -47,7 +47,7 @@ class Sample:
         if self.mask_path is not None: parts.append(f'mask {Path(self.mask_path).name}')
         return f"Sample({self.path.name}: {', '.join(parts) or 'no labels'})"
 
-# %% ../../nbs/datasets/00_samples.ipynb #a0da6426
+# %% ../../nbs/datasets/00_samples.ipynb #a30e6851
 def show_sample(
     sample:Sample,       # What to draw
     ax=None,             # Matplotlib axes, None makes new ones
@@ -57,7 +57,7 @@ def show_sample(
     "Draw an image with its polygons (ignored ones dashed and grey) and boxes"
     import matplotlib.pyplot as plt
     image = sample.image if image is None else image
-    if ax is None: ax = plt.subplots(figsize=(4, max(.6, 4 * image.shape[0] / image.shape[1])), dpi=72)[1]
+    if ax is None: ax = plt.subplots(figsize=(3.6, max(.6, 3.6 * image.shape[0] / image.shape[1])), dpi=72)[1]
     ax.imshow(image, cmap='gray'); ax.axis('off'); ax.autoscale(False)
     for poly, text, skip in zip(sample.polygons, sample.texts, sample.ignore):
         ring = np.vstack([poly, poly[:1]])
