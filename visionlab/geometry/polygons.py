@@ -53,7 +53,7 @@ def polygon_perimeter(
     p = _corners(p)
     return float(np.linalg.norm(p - np.roll(p,-1,axis=0), axis=1).sum())
 
-# %% ../../nbs/geometry/01_polygons.ipynb #56537223
+# %% ../../nbs/geometry/01_polygons.ipynb #6acc515a
 def as_shapes(
     polys,    # List of polygons, each (N,2), px; anything from crossing itself to NaN
 ) -> tuple:   # (object array (n,) of valid shapely areas, maybe empty ones; dict index -> what was wrong)
@@ -70,7 +70,7 @@ def as_shapes(
     for i in good[~shapely.is_valid(shapes[good])]:
         shapes[i] = shapely.make_valid(shapes[i], method='structure', keep_collapsed=False)
         faults[int(i)] = "crosses itself" if shapes[i].area > 0 else "encloses no area"
-    return shapes,faults
+    return shapes,dict(sorted(faults.items()))
 
 # %% ../../nbs/geometry/01_polygons.ipynb #d69980f5
 def _outlines(shape):
