@@ -1,0 +1,41 @@
+"""Every notebook runs from top to bottom. Each gets a fresh process, forked after the heavy libraries were imported once."""
+import multiprocessing as mp
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+
+root = Path(__file__).resolve().parent.parent
+notebooks = sorted(p.relative_to(root/'nbs') for p in (root/'nbs').rglob('*.ipynb') if not any(x[0] in '._' for x in p.relative_to(root/'nbs').parts))
+
+
+@pytest.fixture(scope='session')
+def heavy():
+    "Libraries that nearly every chapter needs, imported once before forking"
+    import albumentations, fastai.vision.all, matplotlib, torchvision  # noqa: F401
+
+
+def _run(path, log):
+    sys.stdout.flush()
+    with open(log, 'w') as f:
+        os.dup2(f.fileno(), 1); os.dup2(f.fileno(), 2)
+        try:
+            import matplotlib; matplotlib.use('agg')
+            import torch; torch.set_num_threads(1)
+            from nbdev.test import test_nb
+            ok, _ = test_nb(path, skip_flags=['gpu', 'data', 'slow'], basepath=root/'nbs', showerr=True, do_print=False)
+        except BaseException:
+            traceback.print_exc(); ok = False
+        sys.stdout.flush(); sys.stderr.flush()
+    os._exit(0 if ok else 1)
+
+
+@pytest.mark.parametrize('path', notebooks, ids=str)
+def test_runs_top_to_bottom(path, heavy, tmp_path):
+    log = tmp_path/'log'
+    p = mp.get_context('fork').Process(target=_run, args=(root/'nbs'/path, log))
+    p.start(); p.join(300)
+    if p.is_alive(): p.kill(); pytest.fail(f'{path} ran for more than 300 s')
+    assert p.exitcode == 0, log.read_text()[-6000:]

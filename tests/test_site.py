@@ -1,0 +1,49 @@
+"""The site builds from nothing into a scratch folder: no broken link, every symbol in its page's contents, no call outside."""
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+root = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    import subprocess
+    out = tmp_path_factory.mktemp('site')/'docs'
+    code = f'import sys; sys.path.insert(0, "nbs/_site"); import build; f = build.build({str(out)!r}); print("\\n".join(f)); sys.exit(bool(f))'
+    r = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True)
+    assert r.returncode == 0, r.stdout[-4000:] + r.stderr[-4000:]
+    return out
+
+
+def test_every_chapter_has_a_page(site):
+    sys.path.insert(0, str(root/'nbs/_site'))
+    import build
+    for nb in build.all_notebooks(): assert (site/build.page_path(nb)).with_suffix('.html').exists(), nb
+
+
+def test_search_knows_the_names(site):
+    index = (site/'search.js').read_text(encoding='utf-8')
+    for name in ('PANLoss', 'decode_pan', 'text_hmean'): assert name in index
+
+
+def test_nothing_is_loaded_from_outside(site):
+    for f in site.rglob('*.html'):
+        for url in re.findall(r'<(?:script|img|link|iframe)[^>]*?(?:src|href)="((?:https?:)?//[^"]+)"', f.read_text(encoding='utf-8')):
+            pytest.fail(f'{f.name} loads {url}')
+
+
+def test_committed_site_is_there():
+    assert (root/'docs/index.html').exists() and (root/'docs/.nojekyll').exists()
+    assert sum(f.stat().st_size for f in (root/'docs').rglob('*') if f.is_file()) < 25*2**20
+    assert not [f for f in (root/'docs').rglob('*') if f.is_file() and f.stat().st_size > 1.5*2**20]
+
+
+def test_broken_links_fail(tmp_path):
+    sys.path.insert(0, str(root/'nbs/_site'))
+    import build
+    (tmp_path/'a.html').write_text('<p id="x"><a href="b.html">b</a> <a href="#y">y</a> <script src="https://example.com/x.js"></script></p>')
+    faults = build.check_site(tmp_path, {})
+    assert len(faults) == 3 and 'broken link b.html' in faults[0]
