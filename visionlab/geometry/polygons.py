@@ -121,7 +121,7 @@ def pairwise_intersection(
         inter[i,j] = shapely.area(shapely.intersection(a[i], b[j]))
     return shapely.area(a), shapely.area(b), inter
 
-# %% ../../nbs/geometry/01_polygons.ipynb #7b9f1286
+# %% ../../nbs/geometry/01_polygons.ipynb #13fd320c
 def shrink_polygon(
     p,             # Polygon (N,2), px
     offset:float,  # How far every edge moves inwards, px; below 0 it grows
@@ -133,7 +133,7 @@ def shrink_polygon(
     grid = 1 if whole else 64
     out = []
     for q in parts:
-        pco = pyclipper.PyclipperOffset(arc_tolerance=.25*grid)   # arcs within a quarter pixel
+        pco = pyclipper.PyclipperOffset(arc_tolerance=.25*grid)   # px times grid, Clipper's own default
         pco.AddPath(np.rint(q*grid).astype(np.int64).tolist(), pyclipper.JT_ROUND, pyclipper.ET_CLOSEDPOLYGON)
         out += [np.array(r, float)/grid for r in pco.Execute(-offset*grid) if len(r) > 2]
     return sorted(out, key=lambda r: -polygon_area(r))
