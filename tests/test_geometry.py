@@ -91,8 +91,8 @@ def test_shrunk_lies_inside_at_the_right_distance(seed):
             for q in parts:
                 assert shapely.Polygon(p).covers(shapely.Polygon(q))
                 along = np.linspace(q, np.roll(q, -1, 0), 20).reshape(-1, 2)
-                assert np.abs(shapely.distance(shapely.points(q), ring) - offset).max() < .03        # corners: the grid of 1/64 px
-                assert np.abs(shapely.distance(shapely.points(along), ring) - offset).max() < .55    # chords of Clipper's arcs: half a pixel
+                off = np.abs(shapely.distance(shapely.points(along), ring) - offset).max()
+                assert off < (.03 if len(p) == 4 else .55)      # the grid of 1/64 px; where a corner is concave, chords of Clipper's arcs: half a pixel
             assert shapely.union_all([shapely.Polygon(q) for q in parts]).buffer(1e-9).covers(shapely.Polygon(p).buffer(-offset - .05, quad_segs=64))
 
 
