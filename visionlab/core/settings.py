@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'SCHEDULES', 'METRICS', 'RunConfig']
 
-# %% ../../nbs/core/04_settings.ipynb #95a0f707
+# %% ../../nbs/core/04_settings.ipynb #4a6ce0ff
 from dataclasses import dataclass
 
 from .checks import InputError
 from .checks import check_choice
 from .checks import check_range
+from .config import check_fields
 
 # %% ../../nbs/core/04_settings.ipynb #da79ee22
 OPTIMIZERS = ('Adam', 'AdamW', 'SGD')
@@ -54,11 +55,12 @@ class RunConfig:
 
     def __post_init__(self): _check_run(self)
 
-# %% ../../nbs/core/04_settings.ipynb #178c0784
+# %% ../../nbs/core/04_settings.ipynb #5e485c0c
 def _check_run(
     c:RunConfig, # Settings to check
 ):
-    "Raise `InputError` for the first setting outside its range"
+    "Raise `InputError` for the first setting of a wrong type or outside its range"
+    check_fields(c)
     if not c.name or '/' in c.name or '\\' in c.name or c.name in ('.', '..'):
         raise InputError(f"`name` is the name of a folder inside `output_dir`, got {c.name!r}: use letters, digits, '-' and '_'")
     for k, choices in dict(optimizer=OPTIMIZERS, lr_scheduler=SCHEDULES).items(): check_choice(k, getattr(c, k), choices)
