@@ -71,7 +71,7 @@ def check_range(
     if not good: raise InputError(f'"{name}" must be {want}, got {value!r}')
     return kind(value)
 
-# %% ../../nbs/core/00_checks.ipynb #e797dc85
+# %% ../../nbs/core/00_checks.ipynb #f59cce8e
 def _missing(kind, path, name):
     parent = path.parent
     while not parent.is_dir() and parent != parent.parent: parent = parent.parent
@@ -80,7 +80,7 @@ def _missing(kind, path, name):
     hint = f" Did you mean '{parent/near}'?" if near and near != wrong else '' if parent == path.parent else f" '{parent}' exists, '{wrong}' in it does not."
     return MissingPathError(f"\"{name}\": no {kind} '{path}'.{hint}")
 
-# %% ../../nbs/core/00_checks.ipynb #f2b55064
+# %% ../../nbs/core/00_checks.ipynb #371a116b
 def check_folder(
     path,             # Folder that must exist; `~` is the home folder
     name:str='path',  # Name of the argument, for the message
@@ -92,7 +92,7 @@ def check_folder(
     if path.exists(): raise InputError(f"\"{name}\": '{path}' is a file, a folder is needed")
     raise _missing('folder', path, name)
 
-# %% ../../nbs/core/00_checks.ipynb #b377d57f
+# %% ../../nbs/core/00_checks.ipynb #6b746dda
 def check_file(
     path,             # File that must exist; `~` is the home folder
     name:str='path',  # Name of the argument, for the message
@@ -104,7 +104,7 @@ def check_file(
     if path.is_dir(): raise InputError(f"\"{name}\": '{path}' is a folder, a file is needed")
     raise _missing('file', path, name)
 
-# %% ../../nbs/core/00_checks.ipynb #f9108c39
+# %% ../../nbs/core/00_checks.ipynb #986e2927
 def check_device(
     device='auto', # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' or a `torch.device`
 ):                 # A `torch.device` that this machine has
@@ -121,7 +121,7 @@ def check_device(
     if dev.type == 'cpu' or (dev.type == 'mps' and mps) or (dev.type == 'cuda' and (dev.index or 0) < gpus): return dev
     raise InputError(f"\"device\": this machine has no {str(device)!r}, it has {', '.join(map(repr, have))}. 'auto' takes the best there is.")
 
-# %% ../../nbs/core/00_checks.ipynb #89f3bcd0
+# %% ../../nbs/core/00_checks.ipynb #b59b7ea0
 def check_shape(
     name:str,  # Name of the argument, for the message
     x,         # Tensor or array
@@ -139,7 +139,7 @@ def check_shape(
     known = f" with {', '.join(f'{k}={v}' for k,v in sizes.items())}" if sizes else ''
     raise InputError(f'"{name}" needs the shape ({shape}){known}, got {got if hasattr(x, "shape") else type(x).__name__}')
 
-# %% ../../nbs/core/00_checks.ipynb #217c0cf9
+# %% ../../nbs/core/00_checks.ipynb #c92e051f
 def import_optional(
     module:str,     # Name to import, such as 'wandb'
     purpose:str,    # What it is needed for, completes "... needs the package"
