@@ -99,7 +99,7 @@ class Conv3x3Head(nn.Module):
     ) -> Tensor: # (B,n_out,H/4,W/4)
         return self.out(self.mix(stack_levels(levels)))
 
-# %% ../../nbs/pan/02_model.ipynb #ee7e0e14
+# %% ../../nbs/pan/02_model.ipynb #7af12ff5
 class Conv1x1Head(nn.Module):
     "One 1x1 convolution over all levels, done per level before upsampling"
     def __init__(self,
@@ -114,8 +114,8 @@ class Conv1x1Head(nn.Module):
         levels,  # Four levels, (B,width,h,w) each
     ) -> Tensor: # (B,n_out,H/4,W/4)
         weights = self.out.weight.chunk(len(levels), dim=1)
-        first,*rest = [F.conv2d(x, w) for x,w in zip(levels, weights)]
-        return sum((upsample_like(x, first) for x in rest), first) + self.out.bias[:,None,None]
+        first,*rest = [F.conv2d(x, w, None if i else self.out.bias) for i,(x,w) in enumerate(zip(levels, weights))]
+        return sum((upsample_like(x, first) for x in rest), first)
 
 # %% ../../nbs/pan/02_model.ipynb #189b70af
 class PAN(nn.Module):
