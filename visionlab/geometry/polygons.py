@@ -53,20 +53,20 @@ def polygon_perimeter(
     p = _corners(p)
     return float(np.linalg.norm(p - np.roll(p,-1,axis=0), axis=1).sum())
 
-# %% ../../nbs/geometry/01_polygons.ipynb #6acc515a
+# %% ../../nbs/geometry/01_polygons.ipynb #edfd124e
 def as_shapes(
     polys,    # List of polygons, each (N,2), px; anything from crossing itself to NaN
 ) -> tuple:   # (object array (n,) of valid shapely areas, maybe empty ones; dict index -> what was wrong)
     "Shapely geometries for many polygons, repaired where needed, with a note on each that was not sound"
-    pts,faults = [_corners(p) for p in polys], {}
-    for i,p in enumerate(pts):
-        if len(p) < 3: faults[i] = f"{len(p)} corners, needs at least 3"
-        elif not (np.abs(p) <= _FAR).all(): faults[i] = "coordinates that are not finite"
+    pts = [_corners(p) for p in polys]
+    faults = {i: f"{len(p)} corners, needs at least 3" for i,p in enumerate(pts) if len(p) < 3}
+    owner = np.repeat(np.arange(len(pts)), [len(p) for p in pts])
+    for i in owner[~(np.abs(np.concatenate([np.zeros((0,2)), *pts])) <= _FAR).all(1)]: faults.setdefault(int(i), "coordinates that are not finite")
     shapes = np.full(len(pts), shapely.Polygon(), dtype=object)
-    good = np.array([i for i in range(len(pts)) if i not in faults], dtype=int)
-    if not len(good): return shapes,faults
-    ring_of = np.repeat(np.arange(len(good)), [len(pts[i]) for i in good])
-    shapes[good] = shapely.polygons(shapely.linearrings(np.concatenate([pts[i] for i in good]), indices=ring_of))
+    good = np.setdiff1d(np.arange(len(pts)), list(faults))
+    if len(good):
+        rings = np.concatenate([pts[i] for i in good]), np.repeat(np.arange(len(good)), [len(pts[i]) for i in good])
+        shapes[good] = shapely.polygons(shapely.linearrings(rings[0], indices=rings[1]))
     for i in good[~shapely.is_valid(shapes[good])]:
         shapes[i] = shapely.make_valid(shapes[i], method='structure', keep_collapsed=False)
         faults[int(i)] = "crosses itself" if shapes[i].area > 0 else "encloses no area"
