@@ -70,7 +70,20 @@ def find_kernels(
     text = maps[0] > cut
     return text, *label_components((maps[1] > cut) & text)
 
-# %% ../../nbs/pan/04_decode.ipynb #ac4ef97e
+# %% ../../nbs/pan/04_decode.ipynb #5e85777d
+def _label_sums(
+    ids,     # Label of each listed pixel, int (N,)
+    n:int,   # Number of labels
+    *values, # float (N,) each
+) -> tuple:  # (count int64 (n+1,), then the sum of each of `values`, float64 (n+1,))
+    "How many pixels each label has, and sums of values over them"
+    if not len(ids): return np.zeros(n+1, np.int64), *(np.zeros(n+1) for _ in values)
+    starts = np.concatenate([[0], np.flatnonzero(ids[1:] != ids[:-1]) + 1])
+    run = ids.take(starts)
+    count = np.bincount(run, np.diff(starts, append=len(ids)), n+1).astype(np.int64)
+    return count, *(np.bincount(run, np.add.reduceat(v.astype(np.float64), starts), n+1) for v in values)
+
+# %% ../../nbs/pan/04_decode.ipynb #1b4e88c4
 def kernel_means(
     kernels,    # Kernel numbers, int32 (h,w), 0 is background
     n:int,      # Number of kernels
@@ -78,12 +91,10 @@ def kernel_means(
 ) -> tuple:     # (means float32 (n+1,4), row 0 is zero; areas int64 (n+1,), px)
     "Mean embedding and area of every kernel"
     at = np.flatnonzero(kernels > 0)
-    ids = kernels.ravel()[at]
-    areas = np.bincount(ids, minlength=n+1)
-    sums = [np.bincount(ids, e.ravel()[at], minlength=n+1) for e in embedding]
+    areas,*sums = _label_sums(kernels.take(at), n, *(e.take(at) for e in embedding))
     return (np.stack(sums, 1)/np.maximum(areas, 1)[:,None]).astype(np.float32), areas
 
-# %% ../../nbs/pan/04_decode.ipynb #91e73356
+# %% ../../nbs/pan/04_decode.ipynb #8146db6f
 def _too_far(pixels, ids, means, embedding, distance):
     "Which `pixels` (flat indices) are at `distance` or more from the means of the kernels `ids`"
     total = np.zeros(len(pixels), np.float32)
@@ -92,7 +103,7 @@ def _too_far(pixels, ids, means, embedding, distance):
         d *= d; total += d
     return total >= np.float32(distance)**2
 
-# %% ../../nbs/pan/04_decode.ipynb #39fb83e3
+# %% ../../nbs/pan/04_decode.ipynb #3edebe2a
 def _first_wave(labels, text):
     "Framed labels and free pixels, flat, and the labelled pixels with a free neighbour"
     h,w = labels.shape
@@ -104,31 +115,30 @@ def _first_wave(labels, text):
     edge[:,1:] |= free[:,:-1]
     return lab.ravel(), free.ravel(), np.flatnonzero(edge & (lab > 0))
 
-# %% ../../nbs/pan/04_decode.ipynb #faeb71db
+# %% ../../nbs/pan/04_decode.ipynb #a4a27cf0
 def _grow_in_waves(labels, text, means, embedding, distance, tested):
     "Breadth-first growth of `labels` into `text`, in the order of a first-in first-out queue"
     (h,w),s = labels.shape, labels.shape[1]+1
     lab,free,wave = _first_wave(labels, text)
-    slot,steps = np.empty(lab.size, np.int32), np.array([-s,s,-1,1])
+    slot,steps,testing = np.empty(lab.size, np.int32), np.array([-s,s,-1,1]), tested.any()
     while wave.size:
-        cand,ids = (wave[:,None] + steps).ravel(), np.repeat(lab[wave], 4)
-        ok = free[cand]
-        cand,ids = cand[ok], ids[ok]
-        ask = np.flatnonzero(tested[ids])
-        if ask.size:
-            pixels = cand[ask] - s - (cand[ask]//s - 1)                    # flat index without the frame
-            ok = np.ones(len(cand), bool)
-            ok[ask[_too_far(pixels, ids[ask], means, embedding, distance)]] = False
-            cand,ids = cand[ok], ids[ok]
+        cand = (wave[:,None] + steps).ravel()
+        ok = np.flatnonzero(free.take(cand))
+        cand,ids = cand.take(ok), lab.take(wave.take(ok//4))
+        if testing:
+            pixels = cand - s
+            pixels -= pixels//s                                            # flat index without the frame
+            ok = np.flatnonzero(~(_too_far(pixels, ids, means, embedding, distance) & tested.take(ids)))
+            cand,ids = cand.take(ok), ids.take(ok)
         turn = np.arange(len(cand), dtype=np.int32)
         slot[cand[::-1]] = turn[::-1]                                      # written last to first: the first stays
-        ok = slot[cand] == turn
-        wave = cand[ok]
-        lab[wave] = ids[ok]
+        ok = np.flatnonzero(slot.take(cand) == turn)
+        wave = cand.take(ok)
+        lab[wave] = ids.take(ok)
         free[wave] = False
     return lab.reshape(h+2, s)[1:-1,:w]
 
-# %% ../../nbs/pan/04_decode.ipynb #4edf0106
+# %% ../../nbs/pan/04_decode.ipynb #4d094f1f
 def _kernel_of_blob(blobs, m, pixels, ids, n):
     "For each of `m` blobs: its kernel if it holds exactly one, else 0; and whether it holds more"
     home = np.zeros(n+1, np.int64)
@@ -139,7 +149,7 @@ def _kernel_of_blob(blobs, m, pixels, ids, n):
     only[count != 1] = only[0] = count[0] = 0
     return only, count > 1
 
-# %% ../../nbs/pan/04_decode.ipynb #f80002c5
+# %% ../../nbs/pan/04_decode.ipynb #545b4349
 def grow_kernels(
     kernels,       # Kernel numbers 1..n, int32 (h,w), 0 is background
     n:int,         # Number of kernels
@@ -172,7 +182,7 @@ def grow_kernels(
         labels += _grow_in_waves(kernels*here, text & here, means, embedding, distance, tested)
     return labels
 
-# %% ../../nbs/pan/04_decode.ipynb #e486d309
+# %% ../../nbs/pan/04_decode.ipynb #88c0c3d6
 def _tested_kernels(kernels, n, text, areas, uneven):
     "Which kernels test the pixels they take, bool (n+1,)"
     tested = np.arange(n+1) > 0
@@ -186,7 +196,7 @@ def _tested_kernels(kernels, n, text, areas, uneven):
     np.maximum.at(large, home[1:], areas[1:])
     return tested & ((areas > uneven*small[home]) | (areas*uneven < large[home]))
 
-# %% ../../nbs/pan/04_decode.ipynb #1a8047d9
+# %% ../../nbs/pan/04_decode.ipynb #9182c3f5
 def label_quads(
     labels,          # Word numbers, int32 (h,w), 0 is background
     ids,             # The k numbers wanted
@@ -203,7 +213,7 @@ def label_quads(
         points,starts = (points.reshape(-1,2,1,2) + corners.astype(np.float32)).reshape(-1,2), starts*2
     return min_area_quads([points[starts[i-1]:starts[i]] for i in ids])
 
-# %% ../../nbs/pan/04_decode.ipynb #2068700a
+# %% ../../nbs/pan/04_decode.ipynb #6fbda96b
 def label_contours(
     labels,            # Word numbers, int32 (h,w), 0 is background
     ids,               # The k numbers wanted
@@ -226,7 +236,7 @@ def label_contours(
         out.append(c.reshape(-1,2) + [xs[0],ys[0]] if len(c) else np.zeros((0,2)))
     return out
 
-# %% ../../nbs/pan/04_decode.ipynb #7e894fd9
+# %% ../../nbs/pan/04_decode.ipynb #6999d849
 @dataclass(repr=False, eq=False)
 class TextResult:
     "Words found in one image"
@@ -260,7 +270,7 @@ class TextResult:
 
     def _repr_png_(self): return cv2.imencode('.png', self.picture()[...,::-1])[1].tobytes()
 
-# %% ../../nbs/pan/04_decode.ipynb #7b71813f
+# %% ../../nbs/pan/04_decode.ipynb #2d251697
 def _check_size(name, size):
     try: h,w = size
     except (TypeError, ValueError): raise InputError(f'"{name}" needs two numbers, height and width, got {size!r}') from None
@@ -269,12 +279,10 @@ def _check_size(name, size):
 def _word_scores(text_logit, labels, n):
     "Mean text probability and area of each label, (n+1,)"
     at = np.flatnonzero(labels > 0)
-    ids = labels.take(at)
-    areas = np.bincount(ids, minlength=n+1)
-    p = 1/(1 + np.exp(-text_logit.take(at)))
-    return np.bincount(ids, p, minlength=n+1)/np.maximum(areas, 1), areas
+    areas,total = _label_sums(labels.take(at), n, 1/(1 + np.exp(-text_logit.take(at))))
+    return total/np.maximum(areas, 1), areas
 
-# %% ../../nbs/pan/04_decode.ipynb #09fcff1e
+# %% ../../nbs/pan/04_decode.ipynb #e511753a
 def decode_pan(
     maps,                     # Raw network output of one image: text, kernel, 4 embedding logits; float (6,h,w), tensor or array
     size:tuple,               # (H,W) of the image the polygons are wanted for, px
@@ -300,7 +308,9 @@ def decode_pan(
     scores,areas = _word_scores(maps[0], labels, n)
     good = (areas*(grid[0]*grid[1]/(h*w)) >= r.min_area) & (scores >= r.min_score) & (kernel_areas >= r.min_kernel)
     ids = np.flatnonzero(good[1:]) + 1
-    quads = label_quads(labels, ids, grid)
-    if kind == 'polygon': quads = [c if len(c) > 2 else q for c,q in zip(label_contours(labels, ids, grid, r.simplify), quads)]
     scale = np.array([size[1]/grid[1], size[0]/grid[0]])
-    return TextResult([(q*scale).astype(np.float32) for q in quads], scores[ids].astype(np.float32), labels, ids, size)
+    polys = list((label_quads(labels, ids, grid)*scale).astype(np.float32))
+    if kind == 'polygon':
+        contours = label_contours(labels, ids, grid, r.simplify)
+        polys = [(c*scale).astype(np.float32) if len(c) > 2 else q for c,q in zip(contours, polys)]
+    return TextResult(polys, scores[ids].astype(np.float32), labels, ids, size)
