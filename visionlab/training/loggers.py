@@ -29,7 +29,7 @@ def format_row(
     "Numbers of a run in one line, four digits each"
     return ', '.join(f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k,v in row.items())
 
-# %% ../../nbs/training/02_loggers.ipynb #6ad975ec
+# %% ../../nbs/training/02_loggers.ipynb #c184e0ec
 class ProgressLog(TrainingCallback):
     "Plain lines about a run, for output that is read later"
     order,run_valid,remove_on_fetch = 62,False,True
@@ -47,7 +47,7 @@ class ProgressLog(TrainingCallback):
         i,n = self.iter+1,self.n_iter
         if i % self.interval: return
         pace = (time.perf_counter() - self.start)/i
-        row = dict(loss=float(self.learn.loss), **{k: float(v) for k,v in loss_parts(self.loss_func).items()}, lr=float(self.opt.hypers[-1]['lr']))
+        row = dict(loss=float(self.learn.loss.detach()), **{k: float(v) for k,v in loss_parts(self.loss_func).items()}, lr=float(self.opt.hypers[-1]['lr']))
         self.out(f'epoch {self.epoch+1}/{self.n_epoch}, batch {i}/{n}: {format_row(row)}; {pace:.2f} s a batch, {format_time(pace*(n-i))} left in this epoch')
     def after_epoch(self):
         row = {k: v for k,v in self.run_state.history[-1].items() if k not in ('epoch', 'lr')}
@@ -87,7 +87,7 @@ class CSVLog(TrainingCallback):
             w.writeheader()
             w.writerows(rows)
 
-# %% ../../nbs/training/02_loggers.ipynb #de731527
+# %% ../../nbs/training/02_loggers.ipynb #b6593e6d
 class IntervalLog(TrainingCallback):
     "What all loggers of curves do: numbers every few batches, rows each epoch, pictures now and then"
     order,run_valid,remove_on_fetch = 66,False,True
@@ -109,7 +109,7 @@ class IntervalLog(TrainingCallback):
         step = self.train_iter
         if step % self.interval == 0:
             parts = {f'train/{k}': float(v) for k,v in loss_parts(self.loss_func).items()}
-            self.scalars(step, {'train/loss': float(self.learn.loss), **parts, 'train/lr': float(self.opt.hypers[-1]['lr'])})
+            self.scalars(step, {'train/loss': float(self.learn.loss.detach()), **parts, 'train/lr': float(self.opt.hypers[-1]['lr'])})
         if self.show_images and self.images_interval and step % self.images_interval == 0: self.images(step, self.pictures(step))
     def after_epoch(self): self.scalars(self.train_iter, {f'epoch/{k}': float(v) for k,v in self.run_state.history[-1].items() if v is not None and k != 'epoch'})
     def pictures(self, step):
