@@ -147,6 +147,16 @@ def test_each_number_can_be_replaced(convention):
         assert (run(distance=.5).labels > 0).sum() < (run(distance=2).labels > 0).sum()
         assert (run(distance=2).labels > 0).sum() == 800
 
+@pytest.mark.parametrize('convention', DECODE_RULES)
+def test_what_an_area_is_measured_on(convention):
+    "800 px of the map are 12,800 px of an input of four times its size, and say nothing about the photo it came from"
+    count = lambda size, area, **kw: len(decode_pan(one_word(), size, convention, distance=2, min_area=area, **kw))
+    on_map = DECODE_RULES[convention].grid == 'map'
+    assert count((40,60), 800) == 1 and count((40,60), 801) == 0
+    assert count((160,240), 800) == 1 and count((160,240), 801) == (not on_map)
+    assert count((160,240), 12_800) == (not on_map) and count((160,240), 12_801) == 0
+    assert count((1600,2400), 12_801, input_size=(160,240)) == 0
+
 def test_official_looks_at_embeddings_of_uneven_kernels():
     maps = np.full((6,64,200), -5, np.float32); maps[2:] = 0
     maps[0,4:60,4:196] = 5
