@@ -23,21 +23,22 @@ from .samples import Sample
 from ..geometry.polygons import polygon_area
 from ..geometry.polygons import repair_polygon
 
-# %% ../../nbs/datasets/01_readers.ipynb #6eac195f
+# %% ../../nbs/datasets/01_readers.ipynb #034af557
 _NUMBER = re.compile(r'\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*')
 MAX_COORDINATE = 1e6 # px; no image is that large, so the number is damaged
 
-def _is_one_shape(
-    pts,     # Points, float (N,2), px, N > 4
-) -> bool:   # Is this one outline, and not four corners with something else behind?
-    "Do the points after the fourth continue the outline of the first four?"
+def _count_points(
+    pts,    # All pairs of numbers of a line, float (n,2)
+) -> int:   # How many of them are points of the polygon
+    "Tell the points of a polygon from numbers in the transcript"
     from shapely import LinearRing
     low, high = pts[:4].min(0), pts[:4].max(0)
-    gap = np.maximum(0, np.maximum(low - pts[4:], pts[4:] - high))
-    reach = np.hypot(*(high - low)) * (.5 if len(pts) == 5 else 3)
-    return bool((np.hypot(*gap.T) <= reach).all()) and LinearRing(pts).is_simple
+    away = np.hypot(*np.maximum(0, np.maximum(low - pts, pts - high)).T) / max(1., np.hypot(*(high - low)))
+    near = [k for k in range(len(pts), 4, -1) if away[:k].max() <= (3 if k > 5 else .5)]
+    simple = [k for k in near if LinearRing(pts[:k]).is_simple]
+    return next((k for k in simple + near if k > 5), 5 if 5 in simple else 4)
 
-# %% ../../nbs/datasets/01_readers.ipynb #0235d63d
+# %% ../../nbs/datasets/01_readers.ipynb #6bb29dd5
 def parse_icdar_line(
     line:str,        # One line: x1,y1,...,x4,y4[,x5,y5,...],transcript
     points:int=None, # Number of points of every polygon, None finds out
@@ -48,7 +49,7 @@ def parse_icdar_line(
     need = 2 * (points or 4)
     if n < need: raise InputError(f'{n} numbers before the text, {need} or more are needed (x1,y1,...,x{need//2},y{need//2})')
     pts = np.array(fields[:n - n % 2], dtype=np.float64).reshape(-1, 2)
-    k = points or next((k for k in range(len(pts), 4, -1) if _is_one_shape(pts[:k])), 4)
+    k = points or (_count_points(pts) if len(pts) > 4 else 4)
     if (big := np.abs(pts[:k]).max()) > MAX_COORDINATE: raise InputError(f'a coordinate of {big:g} px cannot be right')
     return pts[:k], ','.join(fields[2 * k:]).strip()
 

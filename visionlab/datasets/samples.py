@@ -67,13 +67,14 @@ def show_sample(
         ax.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color='orange', lw=1.2)
     return ax
 
-# %% ../../nbs/datasets/00_samples.ipynb #54762fbb
+# %% ../../nbs/datasets/00_samples.ipynb #06698c14
 def _png(draw):
     "Call `draw(ax)` on a figure of its own and give the PNG bytes"
     from io import BytesIO
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(4, 3), dpi=72, layout='tight')
-    draw(fig.subplots()); out = BytesIO(); fig.savefig(out, format='png', bbox_inches='tight', pad_inches=.02)
+    fig, out = Figure(figsize=(3, 2.4), dpi=72, layout='tight'), BytesIO()
+    draw(fig.subplots())
+    fig.savefig(out, format='png', bbox_inches='tight', pad_inches=.02)
     return out.getvalue()
 
 # %% ../../nbs/datasets/00_samples.ipynb #1b5ca225
