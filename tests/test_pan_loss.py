@@ -325,3 +325,21 @@ def test_bad_inputs():
                        ((pred, text.float(), kernel, mask), 'ids'), ((pred, text, kernel > 0, mask), 'ids'), ((pred, text[:, 2:], kernel[:, 2:], mask[:, 2:]), 'larger'),
                        ((pred[:0], text[:0], kernel[:0], mask[:0]), 'empty')]:
         with pytest.raises(InputError, match=word): PANLoss()(*args)
+
+
+def test_hard_pixels_of_any_shape_and_precision():
+    pred, text, _, mask = random_case(3)
+    a = ohem_mask(pred[:, 0], text > 0, mask > 0)
+    assert a.shape == text.shape and a.dtype == torch.bool
+    assert torch.equal(a.flatten(1), ohem_mask(pred[:, 0].flatten(1), (text > 0).flatten(1), (mask > 0).flatten(1)))
+    b = pred[:, 0].detach().bfloat16()
+    assert torch.equal(ohem_mask(b, text > 0, mask > 0), ohem_mask(b.double(), text > 0, mask > 0))
+
+
+def test_threshold_of_large_rows():
+    "Rows long enough for the sampled search, among them some that mislead a sample of every 64th value"
+    r = np.random.default_rng(0)
+    n = 40000
+    odd = np.where(np.arange(n) % 64 == 0, 5., r.normal(size=n))
+    for x in (r.normal(size=n), odd, np.sort(r.normal(size=n)), np.zeros(n), r.integers(0, 3, n), np.where(r.random(n) < .9, -20, r.normal(size=n))):
+        for k in (1, 2, n//100, n//3, n-1, n): assert module._nth_of_row(x.astype(np.float32), k) == np.sort(x.astype(np.float32))[-k]
