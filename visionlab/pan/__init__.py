@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['PANConfig', 'pan_system', 'PANTargets', 'PAN', 'FPEM', 'FFM', 'PANLoss', 'decode_pan', 'TextResult', 'PANTrainer',
-           'pan_dataloaders', 'pan_learner', 'pan_predictor', 'evaluate_pan', 'get_dataloader', 'get_loss', 'get_model']
+           'pan_dataloaders', 'pan_learner', 'pan_predictor', 'evaluate_pan', 'pan_demo', 'get_dataloader', 'get_loss',
+           'get_model']
 
 # %% ../../nbs/pan/index.ipynb #03e7fb8a
 from ..core.front_door import lazy_names
 
-# %% ../../nbs/pan/index.ipynb #6d17d607
+# %% ../../nbs/pan/index.ipynb #c2b6d167
 __getattr__, __dir__ = lazy_names(__name__, dict(
     config='PANConfig pan_system', targets='PANTargets', model='PAN FPEM FFM', loss='PANLoss', decode='decode_pan TextResult',
-    learner='PANTrainer pan_dataloaders pan_learner pan_predictor evaluate_pan get_dataloader get_loss get_model'))
+    learner='PANTrainer pan_dataloaders pan_learner get_dataloader get_loss get_model',
+    predict='pan_predictor evaluate_pan pan_demo'))
 
-# %% ../../nbs/pan/index.ipynb #9550d4e6
+# %% ../../nbs/pan/index.ipynb #2f6aeb94
 _all_ = ['PANConfig', 'pan_system', 'PANTargets', 'PAN', 'FPEM', 'FFM', 'PANLoss', 'decode_pan', 'TextResult', 'PANTrainer',
-         'pan_dataloaders', 'pan_learner', 'pan_predictor', 'evaluate_pan', 'get_dataloader', 'get_loss', 'get_model']
+         'pan_dataloaders', 'pan_learner', 'pan_predictor', 'evaluate_pan', 'pan_demo', 'get_dataloader', 'get_loss', 'get_model']

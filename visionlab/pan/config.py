@@ -145,8 +145,8 @@ def _flat_paths(
     if isinstance(paths, (list, tuple)): return tuple(p for x in paths for p in _flat_paths(x))
     return (paths,) if paths else ()
 
-# %% ../../nbs/pan/00_config.ipynb #4411bb25
+# %% ../../nbs/pan/00_config.ipynb #566660e0
 pan_system = System(
     name='pan', title='PAN: text detection, outlines of words of any shape',
-    config='visionlab.pan.config:PANConfig', trainer='visionlab.pan.learner:PANTrainer', predictor='visionlab.pan.learner:pan_predictor',
-    check='visionlab.datasets.checks:check_text_data', demo='visionlab.pan.learner:pan_demo', evaluate='visionlab.pan.learner:evaluate_pan')
+    config='visionlab.pan.config:PANConfig', trainer='visionlab.pan.learner:PANTrainer', predictor='visionlab.pan.predict:pan_predictor',
+    check='visionlab.datasets.checks:check_text_data', demo='visionlab.pan.predict:pan_demo', evaluate='visionlab.pan.predict:evaluate_pan')

@@ -6,11 +6,12 @@
 __all__ = ['PANItems', 'pan_samples', 'pan_dataloaders', 'show_pan_batch', 'find_words', 'PANEvaluator', 'pan_model', 'pan_loss',
            'pan_learner', 'show_pan_results', 'PANTrainer', 'get_dataloader', 'get_loss', 'get_model']
 
-# %% ../../nbs/pan/05_learner.ipynb #b09378e5
+# %% ../../nbs/pan/05_learner.ipynb #c834e60a
 import warnings
 import numpy as np
 import torch
 from pathlib import Path
+from fastcore.basics import noop
 
 from ..core.checks import InputError
 from ..core.config import from_dict
@@ -257,7 +258,7 @@ def _pan_meta(learn):
     return dict(classes=['text'], normalisation=dict(mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD)), input_size=learn.config.test_size,
                 thresholds={} if cut is None else dict(min_score=float(cut)))
 
-# %% ../../nbs/pan/05_learner.ipynb #1288f043
+# %% ../../nbs/pan/05_learner.ipynb #9be36666
 class PANTrainer(Trainer):
     "A PAN run in a folder: `train()`, `validate()`, `resume(path)`, `.learn`"
     def __init__(self,
@@ -265,6 +266,7 @@ class PANTrainer(Trainer):
         model=None,          # Network; None builds the one of the settings
         criterion=None,      # Loss; None builds the one of the settings
         train_loader=None,   # fastai `DataLoaders`; None builds them from the settings
+        progress='auto',     # 'bar', 'lines', 'none' (not a word), or 'auto': a bar in a notebook or terminal, lines elsewhere
         **kwargs,            # Passed on to `pan_learner`
     ):
         config = _as_config(config)
@@ -272,9 +274,9 @@ class PANTrainer(Trainer):
         dls = train_loader if train_loader is not None else pan_dataloaders(config)
         weights_follow = config.resume_checkpoint or config.finetune_checkpoint
         model = model if model is not None else pan_model(replace_config(config, pretrained=config.pretrained and not weights_follow))
-        learn = pan_learner(dls, config, model, criterion, **kwargs)
+        learn = pan_learner(dls, config, model, criterion, progress=progress, **kwargs)
         pictures = lambda learn: {f'validation {i}': im for i, im in enumerate(show_pan_results(learn, 2))} if learn.evaluator else {}
-        super().__init__(learn, config, 'pan', _MODEL_FIELDS, _pan_meta, pictures, getattr(dls, 'report', None))
+        super().__init__(learn, config, 'pan', _MODEL_FIELDS, _pan_meta, pictures, getattr(dls, 'report', None), noop if progress == 'none' else None)
 
 # %% ../../nbs/pan/05_learner.ipynb #45e8ed76
 def get_dataloader(
