@@ -37,21 +37,23 @@ def as_polygon(
     if not (np.abs(pts) <= _FAR).all(): raise InputError(f"A polygon needs finite coordinates below {_FAR:.0e} px, got {pts.tolist()}")
     return pts
 
-# %% ../../nbs/geometry/01_polygons.ipynb #7742c19f
+# %% ../../nbs/geometry/01_polygons.ipynb #d3193d44
 def polygon_area(
     p,       # Polygon (N,2), px; one that crosses itself should be repaired first
 ) -> float:  # px²
     "Area of a polygon"
-    x,y = (_corners(p) - _corners(p)[:1]).T   # near the origin, products stay exact
-    return float(abs(np.dot(x, np.roll(y,-1)) - np.dot(y, np.roll(x,-1)))) / 2
+    p = _corners(p)
+    x,y = (p - p[:1]).T   # near the origin, products stay exact; the pair (last, first) adds nothing
+    return float(abs(np.dot(x[:-1], y[1:]) - np.dot(y[:-1], x[1:]))) / 2
 
-# %% ../../nbs/geometry/01_polygons.ipynb #f9e04306
+# %% ../../nbs/geometry/01_polygons.ipynb #5a2d3e71
 def polygon_perimeter(
     p,       # Polygon (N,2), px
 ) -> float:  # px
     "Length of a polygon's outline, from the last corner back to the first included"
     p = _corners(p)
-    return float(np.linalg.norm(p - np.roll(p,-1,axis=0), axis=1).sum())
+    d = np.diff(p, axis=0, append=p[:1])
+    return float(np.sqrt((d*d).sum(1)).sum())
 
 # %% ../../nbs/geometry/01_polygons.ipynb #edfd124e
 def as_shapes(
@@ -72,7 +74,7 @@ def as_shapes(
         faults[int(i)] = "crosses itself" if shapes[i].area > 0 else "encloses no area"
     return shapes,dict(sorted(faults.items()))
 
-# %% ../../nbs/geometry/01_polygons.ipynb #d69980f5
+# %% ../../nbs/geometry/01_polygons.ipynb #68cf3c93
 def _outlines(shape):
     "The outer rings of a shapely geometry as polygons, largest first"
     parts = [g for g in shapely.get_parts(shape) if g.geom_type == 'Polygon' and g.area > 0]   # a cut may leave lines and points too
@@ -82,6 +84,8 @@ def repair_polygon(
     p,        # Polygon (N,2), px, sound or not
 ) -> list:    # Polygons that do not cross themselves; [] when `p` encloses nothing
     "What a polygon encloses, as sound polygons"
+    pts = _corners(p)
+    if len(pts) > 2 and (np.abs(pts) <= _FAR).all() and shapely.is_valid(shapely.polygons(pts)): return [as_polygon(pts)] # nearly always
     (shape,),faults = as_shapes([p])
     return _outlines(shape) if faults else [as_polygon(p)]
 
