@@ -7,8 +7,8 @@ __all__ = ['FORMAT', 'FORMAT_VERSION', 'PARTS', 'plain', 'strip_prefixes', 'save
            'update_checkpoint', 'LoadedWeights', 'load_weights', 'bare_model', 'rng_state', 'set_rng_state',
            'seed_everything']
 
-# %% ../../nbs/training/00_checkpoint.ipynb #09706a23
-import pickle,random,zipfile
+# %% ../../nbs/training/00_checkpoint.ipynb #9da8cc48
+import pickle,random,warnings,zipfile
 from pathlib import Path
 import numpy as np,torch
 from fastcore.foundation import L
@@ -64,10 +64,13 @@ def save_checkpoint(
         try: torch.save(whole, f)
         except RuntimeError as e: raise e.__context__ if isinstance(e.__context__, OSError) else e   # torch hides 'disk full'
 
-# %% ../../nbs/training/00_checkpoint.ipynb #c275e872
+# %% ../../nbs/training/00_checkpoint.ipynb #15217f52
 def _read(path):
     "The content of a file of tensors, `SavedFileError` if it is not one"
-    try: return torch.load(path, map_location='cpu', weights_only=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')     # its remark on old pickles says less than ours below
+            return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:
         with open(path, 'rb') as f: start = f.read(4)
         if not start: why = 'is empty'

@@ -87,7 +87,7 @@ class CSVLog(TrainingCallback):
             w.writeheader()
             w.writerows(rows)
 
-# %% ../../nbs/training/02_loggers.ipynb #b6593e6d
+# %% ../../nbs/training/02_loggers.ipynb #cdc8b214
 class IntervalLog(TrainingCallback):
     "What all loggers of curves do: numbers every few batches, rows each epoch, pictures now and then"
     order,run_valid,remove_on_fetch = 66,False,True
@@ -115,9 +115,10 @@ class IntervalLog(TrainingCallback):
     def pictures(self, step):
         made = getattr(self.run_state, 'pictures', (None, {}))
         if made[0] == step: return made[1]
-        rng = rng_state()
+        rng,modes = rng_state(),[(m, m.training) for m in self.model.modules()]
         with torch.no_grad(): self.run_state.pictures = step, self.show_images(self.learn)
         set_rng_state(rng)
+        for m,mode in modes: m.training = mode
         return self.run_state.pictures[1]
     def close(self):
         if self.is_open: self.finish()
