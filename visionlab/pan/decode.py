@@ -6,11 +6,12 @@
 __all__ = ['DECODE_RULES', 'DecodeRules', 'find_kernels', 'kernel_means', 'grow_kernels', 'label_quads', 'label_contours',
            'TextResult', 'decode_pan']
 
-# %% ../../nbs/pan/04_decode.ipynb #7b7b9c87
+# %% ../../nbs/pan/04_decode.ipynb #6e132380
 import math
 from dataclasses import dataclass,field
 import cv2
 import numpy as np
+from fastcore.basics import patch
 from ..core.checks import InputError
 from ..core.checks import check_choice,check_range,check_shape
 from ..geometry.masks import label_components,row_extents
@@ -314,3 +315,16 @@ def decode_pan(
         contours = label_contours(labels, ids, grid, r.simplify)
         polys = [(c*scale).astype(np.float32) if len(c) > 2 else q for c,q in zip(contours, polys)]
     return TextResult(polys, scores[ids].astype(np.float32), labels, ids, size)
+
+# %% ../../nbs/pan/04_decode.ipynb #233b7508
+@patch
+def to_dict(self:TextResult) -> dict: # 'height' and 'width' of the image, px; 'polygons', lists of [x, y], px; 'scores'
+    "The result in plain values, as JSON can hold them"
+    h,w = self.size or self.labels.shape
+    return dict(height=int(h), width=int(w), polygons=[[[round(float(v), 2) for v in p] for p in poly] for poly in self.polygons],
+                scores=[round(float(s), 4) for s in self.scores])
+
+@patch
+def to_lines(self:TextResult) -> list: # 'x1,y1,...,xN,yN', a line a word
+    "The result as ICDAR 2015 takes it"
+    return [','.join(str(round(float(v))) for v in np.ravel(p)) for p in self.polygons]

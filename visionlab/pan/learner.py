@@ -6,7 +6,7 @@
 __all__ = ['PANItems', 'pan_samples', 'pan_dataloaders', 'show_pan_batch', 'find_words', 'PANEvaluator', 'pan_model', 'pan_loss',
            'pan_learner', 'show_pan_results', 'PANTrainer', 'get_dataloader', 'get_loss', 'get_model']
 
-# %% ../../nbs/pan/05_learner.ipynb #c834e60a
+# %% ../../nbs/pan/05_learner.ipynb #eb904004
 import warnings
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from ..datasets.transforms import TextTransform
 from ..datasets.transforms import denormalise
 from ..datasets.transforms import fit_short_side
 from ..datasets.transforms import normalise
+from ..datasets.transforms import short_side_scale
 from ..inference.draw import draw_polygons
 from ..metrics.text import sweep_score
 from ..metrics.text import text_hmean
@@ -127,7 +128,7 @@ def show_pan_batch(
     for ax, x, *maps in zip(axs, *(t[:n].cpu() for t in batch)): show_pan_targets(*(m.numpy() for m in maps), image=denormalise(x), axs=ax)
     plt.tight_layout()
 
-# %% ../../nbs/pan/05_learner.ipynb #ab1acce5
+# %% ../../nbs/pan/05_learner.ipynb #99a5839d
 def find_words(
     maps,             # Raw output for one image, float (6,h,w)
     config:PANConfig, # Settings: decode_convention, min_area, result_kind, test_size
@@ -137,7 +138,7 @@ def find_words(
     "Outlines in the original image from maps of its scaled and padded copy"
     from dataclasses import replace
     h, w = shape
-    s = config.test_size/min(h, w)
+    s = short_side_scale(w, h, config.test_size)
     scale = np.array([max(1, round(w*s))/w, max(1, round(h*s))/h])
     padded = tuple(-(-max(1, round(v*s))//32)*32 for v in shape)
     r = decode_pan(maps, padded, config.decode_convention, min_score=min_score, min_area=config.min_area, kind=config.result_kind)
@@ -205,7 +206,7 @@ def pan_loss(
     c = config
     return PANLoss(c.alpha, c.beta, c.delta_agg, c.delta_dis, c.ohem_ratio, c.reduction, c.convention, c.bce_weight)
 
-# %% ../../nbs/pan/05_learner.ipynb #25102427
+# %% ../../nbs/pan/05_learner.ipynb #6c99d9f3
 def pan_learner(
     dls,              # From `pan_dataloaders`
     config:PANConfig, # Settings
@@ -217,7 +218,9 @@ def pan_learner(
     if config.metrics == 'hmean' and len(dls.loaders) < 2:
         raise InputError('`metrics` is hmean, which needs validation images: give `val_path`, a `val_ratio` above 0, or `metrics` loss')
     evaluator = PANEvaluator(dls.valid.dataset.samples, config) if len(dls.loaders) > 1 else None
-    learn = make_learner(dls, model if model is not None else pan_model(config), loss_func or pan_loss(config), config, system='pan',
+    model = model if model is not None else pan_model(config)
+    if config.amp: model = model.to(memory_format=torch.channels_last)
+    learn = make_learner(dls, model, loss_func or pan_loss(config), config, system='pan',
                          evaluator=evaluator, **kwargs)
     learn.evaluator = evaluator
     return learn
