@@ -28,7 +28,7 @@ $(READY): settings.ini setup.py | system
 	@touch $@
 
 demo: $(READY) ## train, evaluate and show PAN on the embedded toy set, in about three minutes
-	@$(PY) -m visionlab.cli.app demo pan
+	@$(VENV)/bin/visionlab demo pan
 
 test: $(READY) ## all tests: notebooks, library, house rules, site
 	@$(PY) -m pytest -q -n $(JOBS) --dist loadgroup tests
