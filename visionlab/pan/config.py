@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['BACKBONE_NAMES', 'pan_system', 'PANConfig', 'flatten_seed_config']
 
-# %% ../../nbs/pan/00_config.ipynb #1702f589
+# %% ../../nbs/pan/00_config.ipynb #9ecdce4e
 from dataclasses import dataclass
 
 from ..core.checks import InputError
 from ..core.checks import check_choice
 from ..core.checks import check_range
+from ..core.checks import did_you_mean
 from ..core.settings import METRICS
 from ..core.settings import RunConfig
 from ..core.systems import System
@@ -19,7 +20,7 @@ from ..core.systems import System
 BACKBONE_NAMES = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', 'resnext50_32x4d', 'resnext101_32x8d',
                   'shufflenetv2', 'mobilenet_v2', 'densenet121')
 
-# %% ../../nbs/pan/00_config.ipynb #a3f962c7
+# %% ../../nbs/pan/00_config.ipynb #d99e7ec5
 @dataclass(frozen=True)
 class PANConfig(RunConfig):
     "Everything that decides about a PAN run"
@@ -30,16 +31,16 @@ class PANConfig(RunConfig):
     val_path:tuple[str, ...] = ()            # Validation sets, same formats; empty to hold back val_ratio of the training images
     val_ratio:float = 0.1                    # Share of the training images held back for validation, in [0, 1), without val_path
     input_size:int = 640                     # Side of the square training crop, px, a multiple of 32
-    test_size:int = 736                      # Short side of an image in validation and prediction, px
+    test_size:int = 736                      # Short side of an image in validation and prediction, px, 32 or above
     img_channel:int = 3                      # 3 for colour, 1 for gray images
     # Augmentation
-    scale:tuple[float, float] = (0.7, 1.3)   # Random zoom, short side over input_size, smallest and largest
-    aspect:tuple[float, float] = (0.9, 1.1)  # Random stretch, width over height, smallest and largest
-    rotate:float = 10.                       # Random rotation up to this angle either way, degrees
+    scale:tuple[float, float] = (0.7, 1.3)   # Random zoom, short side over input_size, smallest and largest, 0.01 or above
+    aspect:tuple[float, float] = (0.9, 1.1)  # Random stretch, width over height, smallest and largest, 0.1 or above
+    rotate:float = 10.                       # Random rotation up to this angle either way, degrees, at most 180
     flip:float = 0.5                         # Share of images mirrored left to right, in [0, 1]
     crop_text:float = 0.625                  # Share of crops placed on text on purpose, in [0, 1]
-    color_jitter:float = 0.5                 # Strength of brightness, contrast, saturation and hue changes, 0 for none
-    noise:float = 0.                         # Standard deviation of added noise over the full range, in [0, 1]
+    color_jitter:float = 0.5                 # Strength of brightness and saturation changes, in [0, 1], 0 for none
+    noise:float = 0.                         # Largest standard deviation of added noise, share of full white, in [0, 1]
     # Targets
     shrink_ratio:float = 0.5                 # Kernel size over text size, in (0, 1]
     max_shrink:int = 20                      # Largest distance a kernel's edge moves inwards, px
@@ -61,7 +62,7 @@ class PANConfig(RunConfig):
     # Decode
     decode_convention:str = 'paper'          # paper, official, seed or mmocr: whose reading of the decoding
     min_score:float|None = None              # Least mean text probability of a word; None for the convention's own or the tuned one
-    min_area:int|None = None                 # Least area of a word in map pixels; None for the convention's own
+    min_area:int|None = None                 # Least area of a word, px of the network's input (paper, official) or of its map; None for the convention's own
     tune_score:bool = True                   # Choose min_score on the validation images after training and store it
     result_kind:str = 'quad'                 # quad for rotated rectangles, polygon for outlines
 
@@ -72,7 +73,7 @@ class PANConfig(RunConfig):
     @classmethod
     def from_document(cls, d:dict) -> dict: return flatten_seed_config(d)
 
-# %% ../../nbs/pan/00_config.ipynb #1d817b06
+# %% ../../nbs/pan/00_config.ipynb #dfdab5e8
 def _check_pan(
     c:PANConfig, # Settings to check
 ):
@@ -81,8 +82,9 @@ def _check_pan(
                    reduction=('mean', 'sum'), convention=('paper', 'official', 'seed'), metrics=METRICS,
                    decode_convention=('paper', 'official', 'seed', 'mmocr'), result_kind=('quad', 'polygon'))
     for k, v in choices.items(): check_choice(k, getattr(c, k), v)
-    for k in ('flip', 'crop_text', 'noise'): check_range(k, getattr(c, k), 0, 1)
-    for k in ('color_jitter', 'rotate', 'alpha', 'beta', 'delta_agg', 'delta_dis', 'bce_weight', 'max_shrink'): check_range(k, getattr(c, k), 0)
+    for k in ('flip', 'crop_text', 'color_jitter', 'noise'): check_range(k, getattr(c, k), 0, 1)
+    check_range('rotate', c.rotate, 0, 180)
+    for k in ('alpha', 'beta', 'delta_agg', 'delta_dis', 'bce_weight', 'max_shrink'): check_range(k, getattr(c, k), 0)
     for k in ('fpem_repeat', 'ohem_ratio'): check_range(k, getattr(c, k), 1)
     check_range('test_size', c.test_size, 32, kind=int)
     if c.input_size < 32 or c.input_size % 32: raise InputError(f'`input_size` is a multiple of 32 px, got {c.input_size}: try {max(32, round(c.input_size/32)*32)}')
@@ -90,14 +92,14 @@ def _check_pan(
     if not 0 <= c.val_ratio < 1: raise InputError(f'`val_ratio` is a share in [0, 1), got {c.val_ratio}')
     _check_pairs(c)
 
-# %% ../../nbs/pan/00_config.ipynb #64f76c6b
+# %% ../../nbs/pan/00_config.ipynb #077a4126
 def _check_pairs(
     c:PANConfig, # Settings to check
 ):
     "Raise `InputError` for ranges that are upside down and shares that fit no training set"
-    for k in ('scale', 'aspect'):
+    for k, least in dict(scale=0.01, aspect=0.1).items():
         low, high = getattr(c, k)
-        if not 0 < low <= high: raise InputError(f'`{k}` is a smallest and a largest factor, both above 0, got {low} and {high}')
+        if not least <= low <= high: raise InputError(f'`{k}` is a smallest and a largest factor, {least} or above, got {low} and {high}')
     if c.train_ratio and len(c.train_ratio) != len(c.train_path):
         raise InputError(f'`train_ratio` needs one share for each of the {len(c.train_path)} training sets, got {len(c.train_ratio)}')
     if any(not 0 < r <= 1 for r in c.train_ratio): raise InputError(f'`train_ratio` holds shares in (0, 1], got {c.train_ratio}')
@@ -110,31 +112,46 @@ _SECTIONS = (('data_loader', 'args', 'dataset'), ('data_loader', 'args', 'loader
 _RENAMED = dict(train_data_path='train_path', train_data_ratio='train_ratio', val_data_path='val_path', validation_split='val_ratio',
                 train_batch_size='batch_size')
 
-# %% ../../nbs/pan/00_config.ipynb #8c675e95
+# %% ../../nbs/pan/00_config.ipynb #5d2c7496
+def _section(
+    d:dict,     # The parsed document
+    path:tuple, # Names that lead to a section
+) -> dict:      # The section, empty where it is missing
+    "Settings in one section of a nested document"
+    part = d
+    for i, key in enumerate(path):
+        part = part.get(key)
+        part, name = {} if part is None else part, '.'.join(path[:i+1])
+        if not isinstance(part, dict): raise InputError(f'`{name}` is a section, {{"name": value, ...}}, got {part!r}')
+        known = [p[i+1] for p in _SECTIONS if p[:i+1] == path[:i+1] and len(p) > i+1]
+        wrong = [k for k in part if known and k not in (*known, 'type')]
+        if wrong: raise InputError(f'`{name}` holds {", ".join(dict.fromkeys(known))} and no "{wrong[0]}".{did_you_mean(wrong[0], known)}')
+    return part
+
+# %% ../../nbs/pan/00_config.ipynb #fa336115
 def flatten_seed_config(
     d:dict, # A parsed JSON document, flat or nested
 ) -> dict:  # Flat names of `PANConfig`
     "A nested PAN configuration as flat fields; a flat one comes back as it is"
-    if not any(isinstance(d.get(s[0]), dict) for s in _SECTIONS): return {_RENAMED.get(k, k): v for k, v in d.items()}
-    flat = {k: v for k, v in d.items() if k not in {s[0] for s in _SECTIONS}}
-    for path in _SECTIONS:
-        part = d
-        for key in path: part = part.get(key, {})
-        flat.update({_RENAMED.get(k, k): v for k, v in part.items() if v is not None})
-    for k in ('optimizer', 'lr_scheduler'):
-        if 'type' in d.get(k, {}): flat[k] = d[k]['type']
+    heads = {s[0] for s in _SECTIONS}
+    if not any(isinstance(d.get(h), dict) for h in heads): return {_RENAMED.get(k, k): v for k, v in d.items()}
+    d = {k: dict(type=v) if k in ('optimizer', 'lr_scheduler') and isinstance(v, str) else v for k, v in d.items()}
+    flat = {k: v for k, v in d.items() if k not in heads}
+    for path in _SECTIONS: flat.update({_RENAMED.get(k, k): v for k, v in _section(d, path).items() if v is not None})
+    flat.update({k: d[k]['type'] for k in ('optimizer', 'lr_scheduler') if 'type' in (d.get(k) or {})})
     if 'gpus' in flat: flat['device'] = _device_of(flat.pop('gpus'))
     for k in ('train_path', 'val_path'):
         if k in flat: flat[k] = _flat_paths(flat[k])
     return flat
 
-# %% ../../nbs/pan/00_config.ipynb #e34a7aee
+# %% ../../nbs/pan/00_config.ipynb #81f5daba
 def _device_of(
     gpus, # GPU numbers as in the nested file: a list, a number or None
 ) -> str: # Name of one device
     "The device that a list of GPU numbers means"
     if gpus in (None, [], ''): return 'cpu'
     gpus = gpus if isinstance(gpus, (list, tuple)) else [gpus]
+    if not all(str(g).isdecimal() for g in gpus): raise InputError(f'`gpus` lists numbers of devices such as [0], got {gpus}')
     if len(gpus) > 1: raise InputError(f'`gpus` lists {len(gpus)} devices: give one here and start the command under torchrun for more')
     return f'cuda:{int(gpus[0])}'
 
@@ -145,7 +162,7 @@ def _flat_paths(
     if isinstance(paths, (list, tuple)): return tuple(p for x in paths for p in _flat_paths(x))
     return (paths,) if paths else ()
 
-# %% ../../nbs/pan/00_config.ipynb #566660e0
+# %% ../../nbs/pan/00_config.ipynb #fe6d5e00
 pan_system = System(
     name='pan', title='PAN: text detection, outlines of words of any shape',
     config='visionlab.pan.config:PANConfig', trainer='visionlab.pan.learner:PANTrainer', predictor='visionlab.pan.predict:pan_predictor',

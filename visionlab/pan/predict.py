@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEMO_SETTINGS', 'pan_predictor', 'PANScore', 'evaluate_pan', 'demo_picture', 'baseline_score', 'pan_demo']
 
-# %% ../../nbs/pan/06_predict.ipynb #f934f966
+# %% ../../nbs/pan/06_predict.ipynb #d6e8ea33
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..core.checks import InputError
+from ..core.checks import SavedFileError
 from ..core.checks import check_device
 from ..core.checks import check_range
 from ..core.config import from_dict
@@ -42,7 +43,7 @@ from .learner import pan_model
 from .learner import pan_samples
 from ..training.checkpoint import load_checkpoint
 
-# %% ../../nbs/pan/06_predict.ipynb #f7a2dd18
+# %% ../../nbs/pan/06_predict.ipynb #6cf403b4
 def pan_predictor(
     checkpoint:dict,   # What `load_checkpoint` gave
     device:str='auto', # auto, cpu, cuda, cuda:N or mps
@@ -53,9 +54,9 @@ def pan_predictor(
     config = from_dict(PANConfig, {**checkpoint['config'], 'pretrained': False, **settings}, 'checkpoint')
     if min_score is not None: check_range('min_score', min_score, 0, 1)
     cut = min_score if min_score is not None else checkpoint['thresholds'].get('min_score', config.min_score)
-    model = pan_model(config)
-    model.load_state_dict(checkpoint['model'])
-    norm = checkpoint['normalisation']
+    model, norm = pan_model(config), checkpoint['normalisation']
+    try: model.load_state_dict(checkpoint['model'])
+    except RuntimeError as e: raise SavedFileError(f"the checkpoint's weights do not fit the network that its settings describe: {str(e).splitlines()[1].strip()[:120]} ...") from None
 
     def prepare(image):
         gray = config.img_channel == 1
@@ -90,14 +91,14 @@ class PANScore:
         return dict(precision=w.precision, recall=w.recall, hmean=w.hmean, matched=w.matched, words=w.n_truth, predictions=w.n_pred,
                     images=len(w.per_image), text_iou=self.text_iou, min_score=self.min_score, misses=dict(self.misses.counts))
 
-# %% ../../nbs/pan/06_predict.ipynb #72d6bff3
+# %% ../../nbs/pan/06_predict.ipynb #82c22fdd
 def _readable(samples, items, report):
     "Samples whose image can be read to its end"
     good = []
     for s in samples:
         try: items.read(s.path); good.append(s)
-        except (ImageError, OSError) as e: report.add('unreadable image', s.path, str(e))
-    if not good: raise InputError('no image of the data set can be read')
+        except (ImageError, OSError) as e: report.add('unreadable image', s.path, str(e).split(f"'{s.path}': ")[-1])
+    if not good: raise InputError(f'none of the {len(samples)} images can be read, the first: {report.entries[-len(samples)]}')
     return good
 
 def _evaluation_samples(config, data, report):
@@ -117,7 +118,7 @@ def _runs_of_one_shape(samples, items, batch_size):
         group.append(item)
     if group: yield group
 
-# %% ../../nbs/pan/06_predict.ipynb #cb5b6a06
+# %% ../../nbs/pan/06_predict.ipynb #57f9fc8f
 def evaluate_pan(
     checkpoint,          # Path of a checkpoint
     data=(),             # Data sets with ground truth, paths; empty for the validation set of the run
@@ -126,6 +127,7 @@ def evaluate_pan(
     min_score=None,      # Least score, 0 to 1; None for the stored one
 ) -> PANScore:
     "Score a PAN checkpoint by the ICDAR 2015 protocol"
+    check_range('batch_size', batch_size, 1, kind=int)
     checkpoint, report = load_checkpoint(checkpoint, 'pan'), Report('data of the evaluation')
     config = from_dict(PANConfig, {**checkpoint['config'], 'pretrained': False}, 'checkpoint')
     predictor = pan_predictor(checkpoint, device, min_score)
