@@ -6,13 +6,14 @@
 __all__ = ['DEFAULTS', 'FREE_SETTINGS', 'setting', 'make_opt_func', 'EvaluatorColumn', 'evaluator_columns', 'make_learner',
            'new_run_folder', 'changed_settings', 'format_change', 'Trainer']
 
-# %% ../../nbs/training/03_learner.ipynb #29a8ade0
+# %% ../../nbs/training/03_learner.ipynb #40e5ee63
 import inspect,shutil
 from pathlib import Path
 import torch
 from fastai.callback.training import GradientClip
 from fastai.learner import Metric
 from fastai.optimizer import OptimWrapper
+from fastai.torch_core import rank_distrib
 from fastcore.basics import noop,partial,patch
 from fastcore.foundation import L
 from ..core.checks import InputError,check_choice,check_device,check_range
@@ -141,7 +142,7 @@ def format_change(
     "Changed settings in one line"
     return ', '.join(f'"{k}" {a!r} -> {b!r}' for k,(a,b) in diff.items())
 
-# %% ../../nbs/training/03_learner.ipynb #aced6e02
+# %% ../../nbs/training/03_learner.ipynb #2490a992
 class Trainer:
     "A learner with a run folder: checkpoints, logs, resume"
     def __init__(self,
@@ -155,7 +156,7 @@ class Trainer:
         say=None,         # Function that takes a line for the user; None: print
     ):
         self.learn,self.config,self.system,self.model_fields = learn,config,system or getattr(learn, 'system', ''),tuple(model_fields)
-        self.meta,self.show_images,self.report,self.say = meta,show_images,report,say or print_line
+        self.meta,self.show_images,self.report,self.say = meta,show_images,report,say or (noop if rank_distrib() else print_line)
         self.start,self.ready,self.source,resume,weights = 0,False,None,setting(config, 'resume_checkpoint'),setting(config, 'finetune_checkpoint')
         if resume and weights: raise InputError('"resume_checkpoint" goes on with a run, "finetune_checkpoint" starts a new one: give one of them')
         self.folder = new_run_folder(setting(config, 'output_dir'), setting(config, 'name'))
@@ -185,11 +186,12 @@ def resume(self:Trainer,
     if home.parent.resolve() == Path(setting(self.config, 'output_dir')).expanduser().resolve(): self.folder = home    # else: a new folder, where the settings say
     return self
 
-# %% ../../nbs/training/03_learner.ipynb #190589bd
+# %% ../../nbs/training/03_learner.ipynb #c00f8336
 @patch
 def open(self:Trainer):
     "Make the run's folder and attach what writes to it"
-    c,s = self.config,partial(setting, self.config)
+    c,s,self.ready = self.config,partial(setting, self.config),True
+    if rank_distrib(): return     # of several processes the first one writes
     if self.start == 0:
         while True:
             try: self.folder.mkdir(parents=True)
@@ -206,9 +208,8 @@ def open(self:Trainer):
     if s('csv'): self.learn.add_cb(CSVLog(self.folder/'history.csv'))
     if s('tensorboard'): self.learn.add_cb(TensorBoardLog(self.folder/'tb', **logs))
     if s('wandb'): self.learn.add_cb(WandbLog(self.folder, config=to_dict(c), **logs))
-    self.ready = True
 
-# %% ../../nbs/training/03_learner.ipynb #0e485c48
+# %% ../../nbs/training/03_learner.ipynb #1bcd140f
 @patch
 def train(self:Trainer):
     "Train up to `epochs`, and leave checkpoints and logs in the folder"
@@ -223,7 +224,9 @@ def train(self:Trainer):
         done = self.learn.run_state.history
         self.say(f"stopped by hand; {len(done)} of {n} epochs are saved." + (f" To go on: --resume-checkpoint '{self.latest}'" if done else ''))
         return self
-    best = self.learn.run_state.best
+    run = self.learn.run_state
+    best = run.best
+    if len(run.history) < n and run.wait: self.say(f'stopped early, after epoch {len(run.history)}: {run.wait} epochs without a better {run.metric}')
     if best: self.say(f"best: {format_row({best['metric']: best['value']})} in epoch {best['epoch']+1}, in '{self.best}'")
     return self
 

@@ -6,14 +6,15 @@
 __all__ = ['wants_bars', 'format_row', 'ProgressLog', 'print_line', 'format_time', 'CSVLog', 'IntervalLog', 'TensorBoardLog',
            'wandb_mode', 'WandbLog']
 
-# %% ../../nbs/training/02_loggers.ipynb #c98c5a37
+# %% ../../nbs/training/02_loggers.ipynb #39c1216a
 import csv,hashlib,netrc,os,sys,time
+from contextlib import suppress
 from pathlib import Path
 import torch
 from fastai.torch_core import rank_distrib
 from fastcore.basics import noop
 from fastcore.imports import in_notebook
-from ..core.checks import check_range,import_optional
+from ..core.checks import InputError,check_range,import_optional
 from ..core.files import atomic_path
 from .callbacks import TrainingCallback,loss_parts
 from .checkpoint import rng_state,set_rng_state
@@ -87,7 +88,7 @@ class CSVLog(TrainingCallback):
             w.writeheader()
             w.writerows(rows)
 
-# %% ../../nbs/training/02_loggers.ipynb #cdc8b214
+# %% ../../nbs/training/02_loggers.ipynb #35f24b2e
 class IntervalLog(TrainingCallback):
     "What all loggers of curves do: numbers every few batches, rows each epoch, pictures now and then"
     order,run_valid,remove_on_fetch = 66,False,True
@@ -120,8 +121,12 @@ class IntervalLog(TrainingCallback):
         set_rng_state(rng)
         for m,mode in modes: m.training = mode
         return self.run_state.pictures[1]
+    def __call__(self, event_name):
+        try: return super().__call__(event_name)
+        except OSError as e: raise InputError(f"{type(self).__name__} cannot write: {os.strerror(e.errno) if e.errno else e}. Checkpoints are whole.") from e
     def close(self):
-        if self.is_open: self.finish()
+        with suppress(OSError):     # never in the way of the error that ended the run
+            if self.is_open: self.finish()
         self.is_open = False
     def after_fit(self): self.close()
 
@@ -144,7 +149,7 @@ class TensorBoardLog(IntervalLog):
         for k,v in pictures.items(): self.writer.add_image(k, v, step, dataformats='HWC')
     def finish(self): self.writer.close()
 
-# %% ../../nbs/training/02_loggers.ipynb #67085261
+# %% ../../nbs/training/02_loggers.ipynb #c1daf061
 def wandb_mode() -> str: # 'online', 'offline' or what WANDB_MODE says
     "Send a run to W&B only if somebody is logged in"
     if os.environ.get('WANDB_MODE'): return os.environ['WANDB_MODE']
