@@ -37,7 +37,7 @@ def _stages(name, model):
     cut = dict(shuf=_shufflenet_stages, mobi=_mobilenet_stages, dens=_densenet_stages).get(name[:4], _resnet_stages)
     return nn.ModuleList(nn.Sequential(*parts) for parts in cut(model))
 
-# %% ../../nbs/blocks/01_backbones.ipynb #f626f057
+# %% ../../nbs/blocks/01_backbones.ipynb #7b7bd561
 def _torchvision_model(name, pretrained):
     "The whole classifier from torchvision, untrained or with ImageNet weights"
     from http.client import HTTPException
@@ -47,7 +47,7 @@ def _torchvision_model(name, pretrained):
     try: return get_model(name, weights='DEFAULT')
     except (OSError, HTTPException, RuntimeError) as e:
         raise InputError(f"\"pretrained\": the ImageNet weights of '{name}' are not on this machine and could not be fetched ({e}). "
-            f"Give pretrained=False, or connect once: they are kept in '{torch.hub.get_dir()}/checkpoints'.") from None
+            f"Give pretrained=False (--no-pretrained), or connect once: they are kept in '{torch.hub.get_dir()}/checkpoints'.") from None
 
 # %% ../../nbs/blocks/01_backbones.ipynb #f83a8f60
 def _make_grey(model):

@@ -5,23 +5,27 @@
 # %% auto #0
 __all__ = ['EvaluateOptions', 'PredictOptions', 'CheckOptions', 'DemoOptions', 'help_text', 'main']
 
-# %% ../../nbs/cli/00_app.ipynb #1e0aa49e
+# %% ../../nbs/cli/00_app.ipynb #6ecfc81d
+import contextlib
 import json
+import os
+import shlex
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 from .. import __version__
 from ..core.checks import InputError
 from ..core.checks import check_choice
-from ..core.checks import check_file
+from ..core.checks import check_range
 from ..core.config import parse_args
 from ..core.files import atomic_path
 from ..core.files import write_json
 from ..core.systems import find_system
 from ..core.systems import system_names
 
-# %% ../../nbs/cli/00_app.ipynb #2b80d1e2
+# %% ../../nbs/cli/00_app.ipynb #40a64929
 @dataclass(frozen=True)
 class EvaluateOptions:
     "Options of `visionlab evaluate CHECKPOINT`"
@@ -30,6 +34,8 @@ class EvaluateOptions:
     batch_size:int = 1           # Images that go through the network together, 1 or above
     min_score:float|None = None  # Least score of a result, 0 to 1; None for the one stored in the checkpoint
     save:str = ''                # JSON file for the figures, "" for none
+
+    def __post_init__(self): _check_options(self)
 
 @dataclass(frozen=True)
 class PredictOptions:
@@ -42,6 +48,8 @@ class PredictOptions:
     images:bool = True               # Write each image with its results drawn on it
     text:bool = False                # Write a text file an image too, in the system's usual format
 
+    def __post_init__(self): _check_options(self)
+
 @dataclass(frozen=True)
 class CheckOptions:
     "Options of `visionlab check SYSTEM PATH`"
@@ -53,20 +61,31 @@ class DemoOptions:
     output_dir:str = 'output'        # Folder for the demo's data, run and picture
     seed:int = 42                    # Seed of everything random, 0 or above
 
-# %% ../../nbs/cli/00_app.ipynb #a2a2c78b
+    def __post_init__(self): _check_options(self)
+
+# %% ../../nbs/cli/00_app.ipynb #3ddd4ae7
+def _check_options(options):
+    "Raise `InputError` for the first number outside its range"
+    for name, limits in dict(batch_size=dict(low=1, kind=int), seed=dict(low=0, kind=int), min_score=dict(low=0, high=1)).items():
+        if getattr(options, name, None) is not None: check_range(name, getattr(options, name), **limits)
+
+# %% ../../nbs/cli/00_app.ipynb #d975c7b1
 def _train(words):
     name, words = _first(words, 'train', 'SYSTEM')
     system = find_system(name)
     config = parse_args(system.load('config'), words, prog=f'visionlab train {name}', description=f'Train {system.title}.')
     trainer = system.load('trainer')(config)
     trainer.train()
-    print(f'\nEverything is in {trainer.folder}\n  visionlab evaluate {trainer.folder}/best.pth\n  visionlab predict {trainer.folder}/best.pth --source YOUR_IMAGES')
+    if not trainer.best.exists(): return
+    best = shlex.quote(str(trainer.best))
+    print(f'\nEverything is in {trainer.folder}\n  visionlab evaluate {best}\n  visionlab predict {best} --source YOUR_IMAGES')
 
 def _check(words):
     name, words = _first(words, 'check', 'SYSTEM')
     system = find_system(name)
     path, words = _first(words, f'check {name}', 'PATH')
     options = parse_args(CheckOptions, words, prog=f'visionlab check {name} PATH', description='Report what is in a data set, and what could not be used.')
+    _check_target('save', options.save)
     report = system.load('check')(path)
     print(report.summary())
     if options.save: report.save(options.save)
@@ -80,18 +99,16 @@ def _demo(words):
 def _evaluate(words):
     path, words = _first(words, 'evaluate', 'CHECKPOINT')
     options = parse_args(EvaluateOptions, words, prog='visionlab evaluate CHECKPOINT', description='Score a checkpoint on data with ground truth.')
-    score = _system_of(path).load('evaluate')(path, data=options.data, device=options.device, batch_size=options.batch_size, min_score=options.min_score)
+    from visionlab.inference.predictor import checkpoint_system
+    _check_target('save', options.save)
+    score = checkpoint_system(path)[0].load('evaluate')(path, data=options.data, device=options.device, batch_size=options.batch_size, min_score=options.min_score)
     print(score)
     if options.save: write_json(options.save, score.to_dict())
 
-# %% ../../nbs/cli/00_app.ipynb #619f02f8
-def _system_of(path):
-    from visionlab.training.checkpoint import load_checkpoint
-    return find_system(load_checkpoint(check_file(path, 'CHECKPOINT'))['system'])
-
+# %% ../../nbs/cli/00_app.ipynb #0a1c3422
 def _first(words, command, what):
     "The first word, which is no option, and the others"
-    if words and not words[0].startswith('-'): return words[0], words[1:]
+    if words and words[0] and not words[0].startswith('-'): return words[0], words[1:]
     if what == 'SYSTEM':
         if set(words) & {'-h', '--help'}: print(f'usage: visionlab {command} SYSTEM [options]\n\nSYSTEM is one of: {", ".join(system_names())}. Options: visionlab {command} SYSTEM --help'); sys.exit(0)
         raise InputError(f'visionlab {command} needs a system, one of: {", ".join(system_names())}')
@@ -100,7 +117,16 @@ def _first(words, command, what):
 
 _examples = dict(CHECKPOINT='output/pan/best.pth', PATH='my_data/train')
 
-# %% ../../nbs/cli/00_app.ipynb #a4a309e7
+# %% ../../nbs/cli/00_app.ipynb #674b2019
+def _check_target(name, path):
+    "Raise `InputError` unless the file or folder `path` can be made; an empty one is not wanted"
+    if not path: return
+    parent = Path(path).expanduser().absolute().parent
+    while not parent.exists(): parent = parent.parent
+    if not parent.is_dir(): raise InputError(f"`{name}`: '{path}' cannot be made, because '{parent}' is a file")
+    if not os.access(parent, os.W_OK): raise InputError(f"`{name}`: '{path}' cannot be made, because '{parent}' may not be written")
+
+# %% ../../nbs/cli/00_app.ipynb #a6507640
 def _predict(words):
     path, words = _first(words, 'predict', 'CHECKPOINT')
     options = parse_args(PredictOptions, words, prog='visionlab predict CHECKPOINT', description='Find things in images with a trained checkpoint.')
@@ -109,24 +135,33 @@ def _predict(words):
     from visionlab.inference.predictor import load_predictor, stream_results
     from visionlab.inference.sources import list_sources
     paths = list_sources(options.source)
+    out, report, names = _results_folder(options, paths), Report(), set()
     predictor = load_predictor(path, device=options.device, **({} if options.min_score is None else dict(min_score=options.min_score)))
-    out, report, names, found = Path(options.output_dir), Report(), set(), 0
-    out.mkdir(parents=True, exist_ok=True)
     with atomic_path(out/'predictions.jsonl') as temporary, open(temporary, 'w', encoding='utf-8') as f:
         for p, image, result in stream_results(predictor, paths, options.batch_size, report):
-            f.write(json.dumps(dict(image=str(p), **result.to_dict())) + '\n')
-            _write_result(out, _fresh(p.stem, names), image, result, options)
-            found += 1
+            name = _fresh(p.stem, names)
+            f.write(json.dumps(dict(image=str(p), name=name, **result.to_dict())) + '\n')
+            _write_result(out, name, image, result, options)
+        if not names: raise InputError(f'none of the {len(paths)} images can be read, the first: {report.entries[0]}' if len(paths) > 1 else str(report.entries[0]))
     if len(report): print(report.summary())
-    print(f'{found} of {len(paths)} images answered, results in {out}')
+    print(f'{len(names)} of {len(paths)} images answered, results in {out}')
 
-# %% ../../nbs/cli/00_app.ipynb #4c7a0d7f
+# %% ../../nbs/cli/00_app.ipynb #08bd494e
+def _results_folder(options, paths):
+    "The folder for results, made if need be, where no source can be overwritten"
+    out = Path(options.output_dir).expanduser()
+    _check_target('output_dir', out/'predictions.jsonl')
+    inside = next((p for p in paths if Path(p).resolve().parent == out.resolve()), None)
+    if inside and options.images: raise InputError(f"`output_dir` is the folder of '{inside}', whose picture could replace it: choose another folder, or give --no-images")
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
 def _write_result(out, name, image, result, options):
     "The picture and the text file of one image, where they are wanted"
     from visionlab.inference.draw import save_image
-    if options.images: save_image(out/f'{name}.jpg', result.draw(image))
+    if options.images: save_image(out/f'{name}.jpg', result.picture(image))
     if options.text:
-        with atomic_path(out/f'res_{name}.txt') as temporary: Path(temporary).write_text('\n'.join(result.to_lines()) + '\n', encoding='utf-8')
+        with atomic_path(out/f'res_{name}.txt') as temporary: Path(temporary).write_text(''.join(f'{line}\n' for line in result.to_lines()), encoding='utf-8')
 
 def _fresh(stem, names):
     "A file name that no earlier image has"
@@ -135,7 +170,7 @@ def _fresh(stem, names):
     names.add(name)
     return name
 
-# %% ../../nbs/cli/00_app.ipynb #a9c52c08
+# %% ../../nbs/cli/00_app.ipynb #47289f6d
 _commands = dict(
     train=(_train, 'SYSTEM [options]', 'train on your own data'), check=(_check, 'SYSTEM PATH', 'report what is in a data set and what is wrong with it'),
     demo=(_demo, 'SYSTEM', 'train, evaluate and show on embedded data, in minutes'), evaluate=(_evaluate, 'CHECKPOINT [options]', 'score a checkpoint'),
@@ -148,7 +183,26 @@ def help_text() -> str: # What `visionlab --help` prints
     return '\n'.join([f'visionlab {__version__}: vision systems to read, train and use', '', *rows, '', 'SYSTEM is one of', *systems, '',
                       '`visionlab COMMAND ... --help` lists the options with units and defaults.'])
 
-# %% ../../nbs/cli/00_app.ipynb #c7ffe5cc
+# %% ../../nbs/cli/00_app.ipynb #2fc7b330
+def _one_line(error):
+    "What went wrong, and with which file, in one line"
+    text = str(error)
+    if isinstance(error, OSError) and not isinstance(error, InputError) and error.strerror:
+        text = f"cannot use '{error.filename}': {error.strerror}" if error.filename is not None else error.strerror
+    return ' '.join(text.split())
+
+# %% ../../nbs/cli/00_app.ipynb #58732d30
+@contextlib.contextmanager
+def _plain_warnings():
+    "Show warnings of this package as one line each, and none of other packages"
+    own = sys.modules['visionlab'].__path__[0]
+    def show(message, category, filename, lineno, file=None, line=None):
+        if filename.startswith(own): print('visionlab: note:', ' '.join(str(message).split()), file=sys.stderr)
+    with warnings.catch_warnings():
+        if not sys.warnoptions: warnings.showwarning = show
+        yield
+
+# %% ../../nbs/cli/00_app.ipynb #5923f86c
 def main(
     argv=None, # Words behind `visionlab`, None: those of this process
 ) -> int:      # Exit code: 0, or 2 for a mistake that one line explains
@@ -157,9 +211,13 @@ def main(
     if not words or words[0] in ('-h', '--help', 'help'): print(help_text()); return 0
     if words[0] in ('-V', '--version', 'version'): print(__version__); return 0
     try:
-        _commands[check_choice('COMMAND', words[0], tuple(_commands))][0](words[1:])
+        with _plain_warnings(): _commands[check_choice('COMMAND', words[0], tuple(_commands))][0](words[1:])
         return 0
-    except (InputError, OSError) as e: message = str(e)
-    except KeyboardInterrupt: print('\nvisionlab: stopped', file=sys.stderr); return 130
-    print('visionlab:', ' '.join(message.split()), file=sys.stderr)
+    except BrokenPipeError:     # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (InputError, OSError) as e: print('visionlab:', _one_line(e), file=sys.stderr)
+    except KeyboardInterrupt:
+        print('\nvisionlab: stopped', file=sys.stderr)
+        return 130
     return 2

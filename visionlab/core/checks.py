@@ -104,7 +104,7 @@ def check_file(
     if path.is_dir(): raise InputError(f"\"{name}\": '{path}' is a folder, a file is needed")
     raise _missing('file', path, name)
 
-# %% ../../nbs/core/00_checks.ipynb #986e2927
+# %% ../../nbs/core/00_checks.ipynb #0999655b
 def check_device(
     device='auto', # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' or a `torch.device`
 ):                 # A `torch.device` that this machine has
@@ -117,7 +117,8 @@ def check_device(
     except (RuntimeError, TypeError): dev = None
     if dev is None or dev.type not in ('cpu', 'cuda', 'mps'):
         words = ['auto', 'cpu', 'cuda', 'mps']
-        raise InputError(f'"device" is one of {", ".join(map(repr, words))} or \'cuda:N\', got {str(device)!r}.{did_you_mean(str(device), words)}')
+        tip = " Did you mean 'cuda'?" if str(device).lower().startswith('gpu') else did_you_mean(str(device), words)
+        raise InputError(f'"device" is one of {", ".join(map(repr, words))} or \'cuda:N\', got {str(device)!r}.{tip}')
     if dev.type == 'cpu' or (dev.type == 'mps' and mps) or (dev.type == 'cuda' and (dev.index or 0) < gpus): return dev
     raise InputError(f"\"device\": this machine has no {str(device)!r}, it has {', '.join(map(repr, have))}. 'auto' takes the best there is.")
 

@@ -97,7 +97,7 @@ def to_dict(
         return os.fspath(o) if isinstance(o, os.PathLike) else o
     return {f.name: plain(getattr(cfg, f.name)) for f in fields(cfg) if f.init}
 
-# %% ../../nbs/core/02_config.ipynb #7ed2ce30
+# %% ../../nbs/core/02_config.ipynb #4b6f1b57
 def from_dict(
     cls,                 # Dataclass
     d:dict,              # Settings by name
@@ -106,8 +106,10 @@ def from_dict(
     "Settings from plain values; an unknown key or a wrong type is an `InputError`"
     if not isinstance(d, dict): raise InputError(f'{source} must hold settings by name ({{"name": value, ...}}), got {type(d).__name__}')
     hints,own = get_type_hints(cls), {f.name: f for f in fields(cls) if f.init}
-    wrong = [f'"{k}".{did_you_mean(k, own)}' for k in d if k not in own]
-    if wrong: raise InputError(f'{source}: {cls.__name__} has no setting {" and no ".join(wrong)}'.removesuffix('.'))
+    wrong = [k for k in d if k not in own]
+    if wrong:
+        others = ', no '.join(f'"{k}"' for k in wrong[1:4]) + (' ...' if len(wrong) > 4 else '')
+        raise InputError(f'{source}: {cls.__name__} has no setting "{wrong[0]}".{did_you_mean(wrong[0], own)}' + (f' It has no {others} either.' if others else ''))
     absent = [f'"{k}"' for k,f in own.items() if k not in d and f.default is MISSING and f.default_factory is MISSING]
     if absent: raise InputError(f'{source}: {" and ".join(absent)} must be given')
     values = {k: _checked(k, v, hints[k], f'{source}: ') for k,v in d.items()}

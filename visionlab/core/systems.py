@@ -47,14 +47,14 @@ def system_names() -> list[str]: # Names in alphabetic order
     "Names of all installed systems"
     return sorted(_announced())
 
-# %% ../../nbs/core/03_systems.ipynb #d6615730
+# %% ../../nbs/core/03_systems.ipynb #1dd420cd
 def find_system(
     name:str, # Such as 'pan'
 ) -> System:  # Its parts, not yet imported
     "The system of that name, or an error with the nearest name"
     found = _announced()
     if not found: raise InputError('no system is installed. In a copy of the source, `pip install -e .` registers them')
-    if name not in found: raise InputError(f'there is no system {name!r}, there are {", ".join(sorted(found))}.{did_you_mean(name, found)}')
+    if name not in found: raise InputError(f'there is no system {name!r} here, only {", ".join(sorted(found))}.{did_you_mean(name, found)}')
     if len(found[name]) > 1: raise InputError(f'several packages bring a system {name!r}: {", ".join(sorted(found[name]))}. Uninstall all but one')
     got = next(iter(found[name].values())).load()
     return got() if callable(got) else got

@@ -167,7 +167,7 @@ def _pair_up(images, img_dir, gt_dir, report):
     for p in labels.values():
         if p not in owner: report.add('label file without image', p, f'no image of that name in {img_dir}')
 
-# %% ../../nbs/datasets/01_readers.ipynb #5241e8e4
+# %% ../../nbs/datasets/01_readers.ipynb #dc891f94
 def read_icdar(
     root,                      # Folder with img/ and gt/, or with images and label files side by side
     report=None,               # `Report` to continue, None starts one
@@ -177,19 +177,20 @@ def read_icdar(
     "Read a folder of text images in the ICDAR format"
     root = check_folder(root)
     report = Report(f'Reading {root}') if report is None else report
+    start = len(report)
     img_dir, gt_dir = _icdar_folders(root)
     images = list_images(img_dir)
     if not images: raise InputError(f'no images in "{img_dir}": an ICDAR folder holds img/img_1.jpg ... and gt/gt_img_1.txt ...')
     pairs = list(_pair_up(images, img_dir, gt_dir, report))
     samples = [read_text_sample(i, l, report, points, ignore_texts) for i, l in pairs]
-    return _finish(samples, len(images), root, report)
+    return _finish(samples, len(images), root, report, start)
 
-def _finish(samples, n, source, report):
+def _finish(samples, n, source, report, start):
     "Drop the Nones, write down how much was read, and refuse an empty result"
     samples = [s for s in samples if s is not None]
     words, skip = sum(len(s.polygons) for s in samples), sum(int(s.ignore.sum()) for s in samples)
     report.notes.append(f'{source}: {len(samples):,} of {n:,} images, {words:,} regions, {skip:,} of them ignored')
-    if not samples: raise InputError(f'none of the {n:,} images of "{source}" can be used:\n{report.summary()}')
+    if not samples: raise InputError(f'none of the {n:,} images of "{source}" can be used: {report.brief(start)}')
     return samples, report
 
 # %% ../../nbs/datasets/01_readers.ipynb #22cd64a0
@@ -206,7 +207,7 @@ def _resolve(text, base):
     tries = [base/text, base/text.replace('\\', '/')]
     return next((p for p in tries if p.is_file()), tries[-1])
 
-# %% ../../nbs/datasets/01_readers.ipynb #bab2c71f
+# %% ../../nbs/datasets/01_readers.ipynb #9d3eca32
 def read_label_list(
     file,                      # Text file: image<TAB>label file, one pair a line
     report=None,               # `Report` to continue, None starts one
@@ -216,6 +217,7 @@ def read_label_list(
     "Read the images and label files that a list names"
     file = check_file(file)
     report = Report(f'Reading {file}') if report is None else report
+    start = len(report)
     samples, seen, n = [], {}, 0
     for i, line in enumerate(read_lines(file), 1):
         if not line.strip('\ufeff\r\n\t '): continue
@@ -231,9 +233,9 @@ def read_label_list(
             seen[image] = i
             samples.append(read_text_sample(image, labels, report, points, ignore_texts))
     if not n: raise InputError(f'"{file}" is empty: a list holds one image<TAB>label file a line')
-    return _finish(samples, n, file, report)
+    return _finish(samples, n, file, report, start)
 
-# %% ../../nbs/datasets/01_readers.ipynb #731a16bc
+# %% ../../nbs/datasets/01_readers.ipynb #b9052cd6
 def read_text_samples(
     path,                      # Folder in the ICDAR format, or list file
     report=None,               # `Report` to continue, None starts one
@@ -243,7 +245,7 @@ def read_text_samples(
     "Read text samples from a folder or a list file"
     path = Path(path).expanduser()
     if path.is_dir(): return read_icdar(path, report, points, ignore_texts)
-    path = check_file(path)
+    path = check_file(path, 'data set, a folder or a list file')
     if path.suffix.lower() in ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.gif'):
         raise InputError(f'"{path}" is an image: give its folder, or a list file with image<TAB>label file a line')
     return read_label_list(path, report, points, ignore_texts)

@@ -132,7 +132,7 @@ class Report:
     def __len__(self): return len(self.entries)
     def __bool__(self): return True
 
-# %% ../../nbs/datasets/00_samples.ipynb #584aa40a
+# %% ../../nbs/datasets/00_samples.ipynb #ef7ebef0
 @patch
 def summary(self:Report,
     first:int=3, # Entries of each kind to spell out
@@ -144,6 +144,15 @@ def summary(self:Report,
         lines += [f'          {e}' for e in self.of(kind)[:first]]
         if n > first: lines.append(f'          ... and {n - first:,} more')
     return '\n'.join(lines if self.entries else lines + ['nothing to report'])
+
+@patch
+def brief(self:Report,
+    start:int=0, # First entry to look at
+) -> str:        # 'KIND (N), KIND (N), the first: ...'
+    "Counts by kind and the first entry in one line, for the message of an error"
+    kinds = [e.kind for e in self.entries[start:]]
+    counts = ', '.join(f'{k} ({kinds.count(k):,})' for k in dict.fromkeys(kinds))
+    return f'{counts}, the first: {self.entries[start]}' if kinds else 'nothing to report'
 
 @patch
 def __repr__(self:Report): return self.summary()

@@ -79,7 +79,7 @@ def _as_image(
         raise InputError(f'`source` is a path or a uint8 RGB array (H,W,3), got {what}')
     return source
 
-# %% ../../nbs/inference/02_predictor.ipynb #f07778c4
+# %% ../../nbs/inference/02_predictor.ipynb #1dbbd658
 def stream_results(
     predictor:Predictor,  # Model to ask
     paths:list,           # Image files
@@ -93,7 +93,7 @@ def stream_results(
         got = []
         for p in paths[k:k+batch_size]:
             try: got.append((p, read_image(p)))
-            except (ImageError, OSError) as e: report.add('unreadable image', p, str(e).split(f"'{p}': ")[-1])
+            except (ImageError, OSError) as e: report.add('unreadable image', p, str(e).split("': ", 1)[-1])
         if got: yield from ((p, im, r) for (p, im), r in zip(got, predictor.batch([im for _, im in got], batch_size)))
 
 # %% ../../nbs/inference/02_predictor.ipynb #e5497567

@@ -5,37 +5,39 @@
 # %% auto #0
 __all__ = ['list_sources']
 
-# %% ../../nbs/inference/00_sources.ipynb #5af5f7ca
+# %% ../../nbs/inference/00_sources.ipynb #9f0aa3e6
 import glob
 from pathlib import Path
 
 from ..core.checks import InputError
+from ..core.checks import MissingPathError
 from ..core.files import IMAGE_SUFFIXES
 from ..core.files import list_images
 from ..core.files import natural_key
 from ..core.files import read_lines
 
-# %% ../../nbs/inference/00_sources.ipynb #8f41f6d2
+# %% ../../nbs/inference/00_sources.ipynb #c3cb6dc2
 def _listed(
     path:Path, # Text file with one image path a line
 ) -> list:     # Paths, relative ones taken from the folder of the list
     "Images that a list file names"
     paths = [path.parent/line.split('\t')[0].strip() for line in read_lines(path) if line.strip()]
     missing = [p for p in paths if not p.exists()]
-    if missing: raise FileNotFoundError(f'{path} names {len(missing)} of {len(paths)} images that do not exist, the first is {missing[0]}')
+    if missing: raise MissingPathError(f"'{path}' lists images, one a line, and {len(missing)} of {len(paths)} do not exist, the first is '{missing[0]}'")
     return paths
 
-# %% ../../nbs/inference/00_sources.ipynb #8c31d391
+# %% ../../nbs/inference/00_sources.ipynb #f7d75ce3
 def list_sources(
     source, # A path (image, folder, list file), a pattern, or a list of these
 ) -> list:  # Image paths in natural order, at least one
     "Images that a source stands for"
     if isinstance(source, (list, tuple)): return [p for s in source for p in list_sources(s)]
-    path = Path(source)
+    if not str(source).strip(): raise InputError('`source` is empty: give an image, a folder, a pattern or a text file that lists images')
+    path = Path(source).expanduser()
     if path.is_dir(): found = list_images(path)
     elif path.is_file(): found = _listed(path) if path.suffix.lower() == '.txt' else [path]
     elif any(c in str(source) for c in '*?['):
-        found = sorted((Path(p) for p in glob.glob(str(source), recursive=True) if Path(p).suffix.lower() in IMAGE_SUFFIXES), key=natural_key)
-    else: raise FileNotFoundError(f'`source` {source!s} is neither a file, nor a folder, nor a pattern that matches something')
-    if not found: raise InputError(f'`source` {source!s} holds no image ({", ".join(sorted(IMAGE_SUFFIXES))})')
+        found = sorted((Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).suffix.lower() in IMAGE_SUFFIXES), key=natural_key)
+    else: raise MissingPathError(f"`source`: '{source}' is neither a file, nor a folder, nor a pattern such as \"scans/*.jpg\"")
+    if not found: raise InputError(f"`source`: '{source}' {'holds' if path.exists() else 'matches'} no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return found

@@ -92,7 +92,7 @@ def _check_pan(
     if not 0 <= c.val_ratio < 1: raise InputError(f'`val_ratio` is a share in [0, 1), got {c.val_ratio}')
     _check_pairs(c)
 
-# %% ../../nbs/pan/00_config.ipynb #077a4126
+# %% ../../nbs/pan/00_config.ipynb #2ebe95d0
 def _check_pairs(
     c:PANConfig, # Settings to check
 ):
@@ -100,6 +100,7 @@ def _check_pairs(
     for k, least in dict(scale=0.01, aspect=0.1).items():
         low, high = getattr(c, k)
         if not least <= low <= high: raise InputError(f'`{k}` is a smallest and a largest factor, {least} or above, got {low} and {high}')
+    if '' in c.train_path + c.val_path: raise InputError('`train_path` and `val_path` list folders or files, one of them is empty text')
     if c.train_ratio and len(c.train_ratio) != len(c.train_path):
         raise InputError(f'`train_ratio` needs one share for each of the {len(c.train_path)} training sets, got {len(c.train_ratio)}')
     if any(not 0 < r <= 1 for r in c.train_ratio): raise InputError(f'`train_ratio` holds shares in (0, 1], got {c.train_ratio}')
@@ -128,23 +129,21 @@ def _section(
         if wrong: raise InputError(f'`{name}` holds {", ".join(dict.fromkeys(known))} and no "{wrong[0]}".{did_you_mean(wrong[0], known)}')
     return part
 
-# %% ../../nbs/pan/00_config.ipynb #fa336115
+# %% ../../nbs/pan/00_config.ipynb #e1aa925e
 def flatten_seed_config(
     d:dict, # A parsed JSON document, flat or nested
 ) -> dict:  # Flat names of `PANConfig`
     "A nested PAN configuration as flat fields; a flat one comes back as it is"
     heads = {s[0] for s in _SECTIONS}
-    if not any(isinstance(d.get(h), dict) for h in heads): return {_RENAMED.get(k, k): v for k, v in d.items()}
+    if not any(isinstance(d.get(h), dict) for h in heads): return _with_flat_paths({_RENAMED.get(k, k): v for k, v in d.items()})
     d = {k: dict(type=v) if k in ('optimizer', 'lr_scheduler') and isinstance(v, str) else v for k, v in d.items()}
     flat = {k: v for k, v in d.items() if k not in heads}
     for path in _SECTIONS: flat.update({_RENAMED.get(k, k): v for k, v in _section(d, path).items() if v is not None})
     flat.update({k: d[k]['type'] for k in ('optimizer', 'lr_scheduler') if 'type' in (d.get(k) or {})})
     if 'gpus' in flat: flat['device'] = _device_of(flat.pop('gpus'))
-    for k in ('train_path', 'val_path'):
-        if k in flat: flat[k] = _flat_paths(flat[k])
-    return flat
+    return _with_flat_paths(flat)
 
-# %% ../../nbs/pan/00_config.ipynb #81f5daba
+# %% ../../nbs/pan/00_config.ipynb #4334c484
 def _device_of(
     gpus, # GPU numbers as in the nested file: a list, a number or None
 ) -> str: # Name of one device
@@ -161,6 +160,8 @@ def _flat_paths(
     "Nested lists of paths as one tuple; empty strings mean none"
     if isinstance(paths, (list, tuple)): return tuple(p for x in paths for p in _flat_paths(x))
     return (paths,) if paths else ()
+
+def _with_flat_paths(flat): return {k: _flat_paths(v) if k in ('train_path', 'val_path') else v for k, v in flat.items()}
 
 # %% ../../nbs/pan/00_config.ipynb #fe6d5e00
 pan_system = System(
