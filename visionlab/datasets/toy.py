@@ -97,15 +97,16 @@ def _background(rng, split, width, height):
         lut += list((255 * np.clip(.5 + contrast * (level - .5), 0, 1)).astype(int))
     return im.point(lut)
 
-# %% ../../nbs/datasets/02_toy.ipynb #534c57d9
-@lru_cache(4096)
-def _ink(text, font, size, stroke=0):
+# %% ../../nbs/datasets/02_toy.ipynb #b0495558
+@lru_cache(32768)
+def _ink(text, font, size):
     "Ink box of a text: left, top, right, bottom in px from the pen's start"
-    l, t, r, b = _font(font, size).getbbox(text, stroke_width=stroke)
+    l, t, r, b = _font(font, size).getbbox(text)
     page = Image.new('L', (int(r - l) + 8, int(b - t) + 8))
-    ImageDraw.Draw(page).text((4 - l, 4 - t), text, fill=255, font=_font(font, size), stroke_width=stroke)
-    x0, y0, x1, y1 = page.point(lambda v: 255 * (v > 48)).getbbox()
-    return x0 - 4 + l, y0 - 4 + t, x1 - 4 + l, y1 - 4 + t
+    ImageDraw.Draw(page).text((4 - l, 4 - t), text, fill=255, font=_font(font, size))
+    dark = np.asarray(page) > 48
+    x, y = np.flatnonzero(dark.any(0)), np.flatnonzero(dark.any(1))
+    return x[0] - 4 + l, y[0] - 4 + t, x[-1] - 3 + l, y[-1] - 3 + t
 
 def _fit_font(text, font, height, max_width, least=10):
     "Font size that makes the label `height` px high, narrower than `max_width`, but never lower than `least`"
@@ -114,14 +115,41 @@ def _fit_font(text, font, height, max_width, least=10):
     while (box := _ink(text, font, size))[3] - box[1] + 2 < least: size += 1
     return size
 
-def _word_mask(text, font, size, stroke=0):
-    "Mask of a word with one pixel around the ink"
-    l, t, r, b = _ink(text, font, size, stroke)
-    mask = Image.new('L', (int(r - l) + 2, int(b - t) + 2))
-    ImageDraw.Draw(mask).text((1 - l, 1 - t), text, fill=255, font=_font(font, size), stroke_width=stroke)
+def _word_mask(text, font, size, tight=False):
+    "Mask of a word with one pixel around the ink; `tight` pushes each letter against the one before"
+    l, t, r, b = _ink(text, font, size)
+    parts = [(c, *_ink(c, font, size)[::2]) for c in text] if tight else [(text, l, r)]
+    lap = 1 + max(1, size // 16)
+    width = sum(r - l for _, l, r in parts) - lap * (len(parts) - 1)
+    mask, pen = Image.new('L', (int(width) + 2, int(b - t) + 2)), 1
+    draw = ImageDraw.Draw(mask)
+    for c, l, r in parts:
+        draw.text((pen - l, 1 - t), c, fill=255, font=_font(font, size))
+        pen += r - l - lap
     return mask
 
-# %% ../../nbs/datasets/02_toy.ipynb #899cb233
+# %% ../../nbs/datasets/02_toy.ipynb #6de6a410
+@lru_cache(1)
+def _wear():
+    "Smooth blotches, 0 where paint has come off; one for all scenes"
+    blotch = Image.fromarray(np.random.default_rng(11).integers(0, 256, (512, 512), dtype=np.uint8)).filter(ImageFilter.GaussianBlur(1.3))
+    level = np.asarray(blotch, np.float32)
+    return Image.fromarray(np.uint8(np.clip((level - np.quantile(level, .22)) * 30 + 128, 0, 255)))
+
+_STYLES = dict(plain=.12, tight=.28, underlined=.33, boxed=.22, worn=.05) # Share of each
+
+def _styled_mask(rng, text, font, size, style):
+    "Mask of a word as a sign painter might have done it"
+    mask = _word_mask(text, font, size, tight=style in ('tight', 'boxed') and ' ' not in text)
+    (w, h), thick = mask.size, max(1, size // 14)
+    if style == 'underlined': ImageDraw.Draw(mask).rectangle([0, h - 1 - thick, w, h], fill=255)
+    if style == 'boxed': ImageDraw.Draw(mask).rectangle([0, 0, w - 1, h - 1], outline=255, width=thick)
+    if style == 'worn' and h >= 14:
+        x, y = (int(v) for v in rng.integers(0, 512, 2))
+        mask = ImageChops.multiply(mask, ImageChops.offset(_wear(), x, y).resize(mask.size, box=(0, 0, min(512, w), min(512, h))))
+    return mask
+
+# %% ../../nbs/datasets/02_toy.ipynb #c03bf1fc
 def _turn(angle, slant=0.):
     "2x2 matrix: slant to the right, then turn clockwise (y points down), degrees and share"
     c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
@@ -139,26 +167,23 @@ def _stamp(image, mask, matrix, origin, colour):
     image.paste(colour, (int(x0), int(y0)), moved)
     return corners
 
-# %% ../../nbs/datasets/02_toy.ipynb #15478857
+# %% ../../nbs/datasets/02_toy.ipynb #fc67475e
 def _layout(rng, split, height, max_width):
-    "Words of a group with their boxes in the group's own frame: list of (text, font, size, x, y, w, h)"
-    kind = rng.choice(['one', 'row', 'stack'], p=[.52, .22, .26])
-    n = 1 if kind == 'one' else 2 if kind == 'row' or rng.random() < .7 else 3
-    font, x, y, out = None, 0., 0., []
+    "Words of a group in the group's own frame: texts, masks, and boxes float (n,4) as x, y, width, height"
+    kind, style = rng.choice(['one', 'row', 'stack'], p=[.8, .1, .1]), rng.choice(list(_STYLES), p=list(_STYLES.values()))
+    n, texts, masks, boxes = 1 if kind == 'one' else 2, [], [], []
     for i in range(n):
         text = toy_word(rng, split)
-        if font is None or rng.random() < .3: font = _choose(rng, _FONTS + (_LETTER_FONTS if text.isalpha() else ()))
-        if not text.isalpha() and font in _LETTER_FONTS: font = _choose(rng, _FONTS)
+        if i == 0 or rng.random() < .3: font = _choose(rng, _FONTS + _LETTER_FONTS)
+        if font in _LETTER_FONTS and not text.isalpha(): font = _choose(rng, _FONTS)
         size = _fit_font(text, font, height * (1 if i == 0 else rng.uniform(.85, 1.15)), max_width / (n if kind == 'row' else 1))
-        l, t, r, b = _ink(text, font, size)
-        w, h = int(r - l) + 2, int(b - t) + 2
-        gap = rng.uniform(-1, .12 * height)
-        if i and kind == 'row': x = out[-1][3] + out[-1][5] + gap
-        if i and kind == 'stack': y = out[-1][4] + out[-1][6] + gap
-        out.append((text, font, size, x, y + (out[0][6] - h if kind == 'row' and i else 0), w, h))
-    return out
+        mask, gap, x, y = _styled_mask(rng, text, font, size, style), rng.uniform(-1, .12 * height), 0., 0.
+        if i and kind == 'row': x, y = boxes[-1][2] + gap, boxes[-1][3] - mask.height
+        if i and kind == 'stack': y = boxes[-1][3] + gap
+        texts.append(text); masks.append(mask); boxes.append((x, y, *mask.size))
+    return texts, masks, np.array(boxes, float)
 
-# %% ../../nbs/datasets/02_toy.ipynb #8fdc82ca
+# %% ../../nbs/datasets/02_toy.ipynb #d17f1351
 def _apart(a, b, margin):
     "Are two convex polygons at least about `margin` px from each other?"
     for p in (a, b):
@@ -171,7 +196,7 @@ def _apart(a, b, margin):
 def _angle(rng):
     "Mostly nearly level, often turned by up to 30 degrees, sometimes steep"
     u = rng.random()
-    return rng.normal(0, 4) if u < .5 else rng.uniform(-30, 30) if u < .92 else _choose(rng, (-1, 1)) * rng.uniform(60, 90)
+    return rng.normal(0, 4) if u < .4 else rng.uniform(-30, 30) if u < .92 else _choose(rng, (-1, 1)) * rng.uniform(60, 90)
 
 def _place(rng, boxes, size, taken, tries=12):
     "Matrix and origin of a group, and its outline; None when there is no room"
@@ -185,42 +210,24 @@ def _place(rng, boxes, size, taken, tries=12):
         if all(_apart(outline + origin, t, 3) for t in taken): return matrix, origin, outline + origin
     return None
 
-# %% ../../nbs/datasets/02_toy.ipynb #adfe866d
+# %% ../../nbs/datasets/02_toy.ipynb #9997b28e
 def _colour(rng, ground):
-    "A colour that differs from the mean colour `ground` (RGB, 0-255) by 45 or more in brightness"
-    gap, light = rng.uniform(45, 70), float(np.dot(ground, (.299, .587, .114)))
-    target = rng.uniform(light + gap, 262) if light < 70 or (light < 185 and rng.random() < .5) else rng.uniform(-7, light - gap)
+    "A colour that differs from the mean colour `ground` (RGB, 0-255) by 45 to 120 in brightness"
+    gap, light = rng.uniform(45, 120), float(np.dot(ground, (.299, .587, .114)))
+    target = light + gap if light < 90 or (light < 165 and rng.random() < .5) else light - gap
     tint = rng.uniform(-55, 55, 3)
     return tuple(int(v) for v in np.clip(target + tint - np.dot(tint, (.299, .587, .114)), 0, 255))
 
-@lru_cache(1)
-def _wear():
-    "Smooth blotches, 0 where paint has come off; one for all scenes"
-    blotch = Image.fromarray(np.random.default_rng(11).integers(0, 256, (512, 512), dtype=np.uint8)).filter(ImageFilter.GaussianBlur(1.3))
-    level = np.asarray(blotch, np.float32)
-    return Image.fromarray(np.uint8(np.clip((level - np.quantile(level, .22)) * 30 + 128, 0, 255)))
-
-def _wear_off(rng, mask):
-    "A mask with paint missing in places"
-    x, y = (int(v) for v in rng.integers(0, 512, 2))
-    bits = ImageChops.offset(_wear(), x, y).resize(mask.size, box=(0, 0, min(512, mask.width), min(512, mask.height)))
-    return ImageChops.multiply(mask, bits)
-
-def _draw_word(rng, image, text, font, size, matrix, origin, ink, effect):
+def _draw_word(rng, image, mask, matrix, origin, ink, effect):
     "Draw one word with its effect; gives the four corners, clockwise from the first letter's top"
-    mask = _word_mask(text, font, size)
-    if effect == 'worn' and size >= 14: mask = _wear_off(rng, mask)
-    if effect == 'shadow':
-        shift = np.array([1, 1]) * max(1, size / 18)
-        _stamp(image, mask.point(lambda v: v * .6), matrix, origin + shift, (0, 0, 0) if sum(ink) > 380 else (255, 255, 255))
-    if effect == 'outline' and size >= 14:
-        l, t, _, _ = _ink(text, font, size)
-        ls, ts, _, _ = _ink(text, font, size, 1)
-        edge = (20, 20, 20) if sum(ink) > 380 else (240, 240, 240)
-        _stamp(image, _word_mask(text, font, size, 1), matrix, origin + matrix @ np.array([ls - l, ts - t], float), edge)
+    other = (15, 15, 15) if sum(ink) > 380 else (240, 240, 240)
+    if effect == 'shadow': _stamp(image, mask.point(lambda v: v * .6), matrix, origin + max(1, mask.height / 16), other)
+    if effect == 'outline':
+        wide = Image.new('L', (mask.width + 2, mask.height + 2)); wide.paste(mask, (1, 1))
+        _stamp(image, wide.filter(ImageFilter.MaxFilter(3)), matrix, origin - matrix @ np.ones(2), other)
     return _stamp(image, mask, matrix, origin, ink)
 
-# %% ../../nbs/datasets/02_toy.ipynb #52d6b820
+# %% ../../nbs/datasets/02_toy.ipynb #e7275111
 def _draw_marks(rng, draw, x, y, colour):
     "A row or a grid of small equal marks: bars, dots, slanted strokes or bricks"
     step, n, m = rng.uniform(5, 15), int(rng.integers(4, 10)), int(rng.choice([1, 1, 2, 3, 5]))
@@ -247,7 +254,7 @@ def _draw_clutter(rng, image):
     elif kind < .3: draw.ellipse([x, y, x + a, y + b], colour if rng.random() < .5 else None, colour, thick)
     else: _draw_marks(rng, draw, x, y, colour)
 
-# %% ../../nbs/datasets/02_toy.ipynb #3321e170
+# %% ../../nbs/datasets/02_toy.ipynb #bb15b4bc
 def _draw_illegible(rng, image, split, taken):
     "One word that cannot be read; gives its corners or None when there is no room"
     text, font, tiny = toy_word(rng, split), _choose(rng, _FONTS), rng.random() < .5
@@ -265,30 +272,27 @@ def _draw_illegible(rng, image, split, taken):
     taken.append(outline)
     return outline
 
-# %% ../../nbs/datasets/02_toy.ipynb #bfab2bd8
+# %% ../../nbs/datasets/02_toy.ipynb #bc268589
 def _draw_group(rng, image, split, taken):
     "Draw a group of words; gives corners and texts, empty when there is no room"
     w, h = image.size
-    height = 10 * (min(46, .2 * h) / 10) ** rng.random()
-    group = _layout(rng, split, height, .8 * w)
-    placed = _place(rng, np.array([g[3:] for g in group]), image.size, taken)
+    texts, masks, boxes = _layout(rng, split, rng.uniform(10, min(44, .2 * h)), .8 * w)
+    placed = _place(rng, boxes, image.size, taken)
     if placed is None: return [], []
     matrix, origin, outline = placed
     ground = np.array(image.resize((1, 1), Image.Resampling.BOX, box=(*outline.min(0), *outline.max(0))))[0, 0].astype(float)
     if rng.random() < .22:
-        ground = rng.uniform(0, 255, 3)
-        middle = outline.mean(0)
+        ground, middle = rng.uniform(0, 255, 3), outline.mean(0)
         sign = middle + (outline - middle) * rng.uniform(1.05, 1.3)
         ImageDraw.Draw(image).polygon([tuple(p) for p in sign], fill=tuple(int(v) for v in ground))
-    effect = rng.choice(['plain', 'shadow', 'outline', 'worn'], p=[.3, .15, .15, .4])
-    ink, quads = _colour(rng, ground), []
-    for text, font, size, x, y, _, _ in group:
-        if quads and rng.random() < .35: ink = _colour(rng, ground)
-        quads.append(_draw_word(rng, image, text, font, size, matrix, origin + matrix @ np.array([x, y]), ink, effect))
+    effect, ink, quads = rng.choice(['none', 'shadow', 'outline'], p=[.7, .15, .15]), _colour(rng, ground), []
+    for mask, box in zip(masks, boxes):
+        if quads and rng.random() < .6: ink = _colour(rng, ground)
+        quads.append(_draw_word(rng, image, mask, matrix, origin + matrix @ box[:2], ink, effect))
     taken.append(outline)
-    return quads, [g[0] for g in group]
+    return quads, texts
 
-# %% ../../nbs/datasets/02_toy.ipynb #9b92155e
+# %% ../../nbs/datasets/02_toy.ipynb #eaa244df
 @lru_cache(1)
 def _grain(): return Image.fromarray(np.random.default_rng(7).normal(128, 24, (512, 512, 3)).clip(0, 255).astype(np.uint8))
 
@@ -300,7 +304,7 @@ def _camera(rng, image):
     tiles = _grain().resize((w, h), Image.Resampling.NEAREST, box=(x * 512 * .1, y * 512 * .1, 512, 512))
     return np.clip(np.asarray(image, np.int16) + ((np.asarray(tiles, np.int16) - 128) * int(amount * 256) >> 8), 0, 255).astype(np.uint8)
 
-# %% ../../nbs/datasets/02_toy.ipynb #bb065db5
+# %% ../../nbs/datasets/02_toy.ipynb #e2f75329
 def _toy_size(size):
     "(width, height) from one number or two"
     w, h = (size, size) if np.ndim(size) == 0 else size
@@ -317,7 +321,7 @@ def toy_text_scene(
     w, h = _toy_size(size)
     rng = np.random.default_rng([20, tuple(WORDS).index(split), int(index)])
     image, polys, texts, taken = _background(rng, split, w, h), [], [], []
-    for _ in range(rng.poisson(6 * w * h / 320**2)): _draw_clutter(rng, image)
+    for _ in range(rng.poisson(2.5 * w * h / 320**2)): _draw_clutter(rng, image)
     if rng.random() >= .08:
         wanted = max(1, round(rng.uniform(4, 8) * w * h / 320**2))
         for _ in range(2 * wanted):
@@ -328,7 +332,7 @@ def toy_text_scene(
         polys, texts = polys + [q for q in smeared if q is not None], texts + ['###'] * sum(q is not None for q in smeared)
     return _camera(rng, image), polys, texts, np.array([t == '###' for t in texts], dtype=bool)
 
-# %% ../../nbs/datasets/02_toy.ipynb #79ea001a
+# %% ../../nbs/datasets/02_toy.ipynb #a866cd97
 def _letters(gray, block, contrast):
     "Label map and boxes (x0,y0,x1,y1,id) of pieces brighter than their neighbourhood that could be letters"
     import cv2
@@ -339,14 +343,14 @@ def _letters(gray, block, contrast):
     ids = np.flatnonzero(fits & (np.arange(n) > 0))
     return labels, np.stack([x, y, x + w, y + h], 1)[ids].astype(float), ids
 
-# %% ../../nbs/datasets/02_toy.ipynb #7cc613e1
+# %% ../../nbs/datasets/02_toy.ipynb #dbe28296
 def threshold_baseline(
     image,             # uint8 (H,W,3) RGB
-    block:int=31,      # Side of the neighbourhood, px, odd
-    contrast:int=40,   # How much brighter or darker than it, 0-255
-    gap:float=.4,      # Largest gap between letters, times their height
-    similar:float=.6,  # Smallest ratio of neighbouring heights
-    letters:int=4,     # Fewest letters of a word
+    block:int=21,      # Side of the neighbourhood, px, odd
+    contrast:int=60,   # How much brighter or darker than it, 0-255
+    gap:float=1.,      # Largest gap between letters, times their height
+    similar:float=.4,  # Smallest ratio of neighbouring heights
+    letters:int=3,     # Fewest letters of a word
 ) -> list:             # Quads, float (4,2), px
     "Find text without learning: adaptive threshold, connected components, chains of letters"
     import cv2
@@ -365,8 +369,8 @@ def threshold_baseline(
             out.append(cv2.boxPoints(cv2.minAreaRect(np.stack([x, y], 1).astype(np.float32))).astype(float) + .5)
     return out
 
-# %% ../../nbs/datasets/02_toy.ipynb #73ddb0ea
-_TOY_VERSION = 1
+# %% ../../nbs/datasets/02_toy.ipynb #0afe8bd1
+_TOY_VERSION = 2 # Raised when the scenes change, so that old sets are drawn again
 
 def _write_split(folder, split, n, size):
     "Images and label files of one split"
@@ -384,7 +388,7 @@ def _toy_is_there(folder, wanted):
     files = [folder/s/f for s in WORDS for i in range(1, wanted[s] + 1) for f in (f'img/img_{i}.jpg', f'gt/gt_img_{i}.txt')]
     return told == wanted and all(f.is_file() for f in files)
 
-# %% ../../nbs/datasets/02_toy.ipynb #d1c4e8af
+# %% ../../nbs/datasets/02_toy.ipynb #7835693d
 def make_toy_text(
     folder,            # Where to write; made when missing
     n_train:int=400,   # Training scenes
