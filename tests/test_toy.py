@@ -164,3 +164,10 @@ def test_check_finds_damage(tmp_path):
 def test_check_of_nothing(tmp_path):
     with pytest.raises(InputError, match='no images'): check_text_data(tmp_path)
     with pytest.raises(FileNotFoundError): check_text_data(tmp_path/'gone')
+
+
+def test_check_says_in_one_line_that_nothing_decodes(tmp_path):
+    folder = make_toy_text(tmp_path/'toy', n_train=2, n_test=1, size=96)
+    for p in (folder/'train/img').iterdir(): p.write_bytes(p.read_bytes()[:1500])
+    with pytest.raises(InputError, match='can be decoded') as e: check_text_data(folder/'train')
+    assert '\n' not in str(e.value)

@@ -146,7 +146,7 @@ def _warn(report):
     used = sum(len(p.samples) for p in report.parts)
     if lost > .1 * (lost + used): yield f'{lost:,} of {lost + used:,} images cannot be used'
 
-# %% ../../nbs/datasets/05_checks.ipynb #d16b5c42
+# %% ../../nbs/datasets/05_checks.ipynb #dc5162fe
 _PARTS = ('train', 'training', 'val', 'valid', 'validation', 'test', 'testing')
 
 def _part_folders(path):
@@ -172,6 +172,6 @@ def check_text_data(
         if decode: samples = _decode_all(name, samples, report, seen)
         if samples: report.parts.append(describe_part(name, samples))
     if len(failed) == len(folders): raise failed[0]
-    if not report.parts: raise InputError(f'no image of "{path}" can be decoded:\n{Report.summary(report)}')
+    if not report.parts: raise InputError(f'no image of "{path}" can be decoded: {report.brief()}')
     report.warnings += _warn(report)
     return report
