@@ -202,19 +202,29 @@ def _plain_warnings():
         if not sys.warnoptions: warnings.showwarning = show
         yield
 
-# %% ../../nbs/cli/00_app.ipynb #5923f86c
+# %% ../../nbs/cli/00_app.ipynb #9d45298e
+def _answer(words):
+    "Do what the words say"
+    if not words or words[0] in ('-h', '--help', 'help'): print(help_text())
+    elif words[0] in ('-V', '--version', 'version'): print(__version__)
+    else:
+        run = _commands[check_choice('COMMAND', words[0], tuple(_commands))][0]
+        try: run(words[1:])
+        except SystemExit as e:     # `--help` has printed all there is to say
+            if e.code: raise
+
+# %% ../../nbs/cli/00_app.ipynb #f5ecbc89
 def main(
     argv=None, # Words behind `visionlab`, None: those of this process
 ) -> int:      # Exit code: 0, or 2 for a mistake that one line explains
     "The command `visionlab`"
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ('-h', '--help', 'help'): print(help_text()); return 0
-    if words[0] in ('-V', '--version', 'version'): print(__version__); return 0
     try:
-        with _plain_warnings(): _commands[check_choice('COMMAND', words[0], tuple(_commands))][0](words[1:])
+        with _plain_warnings(): _answer(words)
+        sys.stdout.flush()
         return 0
     except BrokenPipeError:     # the reader of a pipe, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stdout = open(os.devnull, 'w')
         return 141
     except (InputError, OSError) as e: print('visionlab:', _one_line(e), file=sys.stderr)
     except KeyboardInterrupt:
