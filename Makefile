@@ -15,7 +15,7 @@ help: ## this list
 
 # What `import cv2` needs outside Python: installed where we may, else named in one line.
 system:
-	@missing=""; \
+	@[ "$$(uname -s)" = Linux ] || exit 0; missing=""; \
 	for lib in libGL.so.1 libglib-2.0.so.0; do \
 	  ldconfig -p 2>/dev/null | grep -q "$$lib" || /sbin/ldconfig -p 2>/dev/null | grep -q "$$lib" || missing="$$missing $$lib"; done; \
 	$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
@@ -40,7 +40,9 @@ docs: $(READY) ## build the site from the notebooks into docs/, and README.md fr
 	@$(PY) -c "import runpy, sys; sys.path.insert(0, 'nbs/_site'); import build; build.main('docs')"
 
 notebooks: $(READY) ## restart and run all notebooks, save their outputs
-	@$(PY) nbs/_site/run_notebooks.py
+	@for nb in $$(find nbs -name '*.ipynb' -not -path '*/.*' -not -path '*/_*' | sort); do \
+	  echo $$nb; $(VENV)/bin/jupyter-nbconvert --to notebook --execute --inplace --log-level ERROR $$nb || exit 1; done
+	@$(VENV)/bin/nbdev_clean
 
 prepare: $(READY) ## before a commit: clean the notebooks, export the library
 	@$(VENV)/bin/nbdev_clean
@@ -51,4 +53,4 @@ hooks: $(READY) ## git hooks that keep notebooks clean and the library in step
 	@echo "git now runs .githooks/pre-commit"
 
 clean: ## remove what can be made again, the virtual environment excepted
-	@rm -rf build dist *.egg-info .pytest_cache _proc site output runs
+	@rm -rf build dist *.egg-info .pytest_cache _proc site
