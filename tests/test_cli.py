@@ -1,0 +1,536 @@
+"""The command line as a user meets it: whole jobs, every option, and every bad input, which ends in one line or stands in the report."""
+import functools
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from covers import covered, covers
+from PIL import Image
+from visionlab.cli.app import CheckOptions, DemoOptions, EvaluateOptions, PredictOptions, main
+from visionlab.core.config import field_help, from_dict, load_config, to_dict
+from visionlab.datasets.toy import make_toy_text
+from visionlab.pan.config import PANConfig
+from visionlab.pan.model import PAN
+from visionlab.training.checkpoint import load_checkpoint, save_checkpoint
+
+torch.set_num_threads(1)
+GOLDEN = Path(__file__).parent/'golden'
+TINY = '--input-size 64 --test-size 64 --head conv1x1 --no-pretrained --epochs 1 --batch-size 2 --num-workers 0 --no-tensorboard --device cpu'.split()
+REFUSED = {'broken.png', 'truncated.png', 'zero_byte.jpg', 'text_named_jpg.jpg', 'truncated_photo.jpg', 'truncated_small.jpg'}
+
+
+@pytest.fixture(scope='module')
+def toy(tmp_path_factory): return make_toy_text(tmp_path_factory.mktemp('toy set')/'set', n_train=4, n_test=2, size=(96, 96))
+
+
+@pytest.fixture
+def vl(capsys, tmp_path, monkeypatch):
+    "Run a command in an empty folder: exit code, what it printed, what it complained about"
+    monkeypatch.chdir(tmp_path)
+    def go(*words):
+        capsys.readouterr()
+        code = main([str(w) for w in words])
+        return code, *capsys.readouterr()
+    return go
+
+
+@pytest.fixture
+def done(vl):
+    "Run a command that must succeed without complaint, and give what it printed"
+    def go(*words):
+        code, out, err = vl(*words)
+        assert (code, err) == (0, '')
+        return out
+    return go
+
+
+@pytest.fixture
+def refused(vl):
+    "Run a command that must end in one line and exit code 2, and give the line"
+    def go(*words):
+        code, out, err = vl(*words)
+        assert code == 2 and 'Traceback' not in out + err, (code, err)
+        assert re.fullmatch(r'visionlab: [^\n]+\n', err), err
+        return err
+    return go
+
+
+@pytest.fixture(scope='module')
+def best(toy, tmp_path_factory):
+    "A checkpoint made by the command line, in a folder with a blank in its name"
+    folder = tmp_path_factory.mktemp('a run')
+    assert main(['train', 'pan', '--train-path', f'{toy}/train', '--val-path', f'{toy}/test', *TINY, '--output-dir', str(folder)]) == 0
+    return folder/'pan'/'best.pth'
+
+
+def rows(folder): return [json.loads(line) for line in open(Path(folder)/'predictions.jsonl')]
+
+
+# All options, all helps
+
+def test_every_option_is_covered():
+    for cls, prefix in ((EvaluateOptions, 'evaluate.'), (PredictOptions, 'predict.'), (CheckOptions, 'check.'), (DemoOptions, 'demo.')):
+        tested, own = set(covered(globals(), prefix)), {f.name for f in fields(cls)}
+        assert tested == own, f'{cls.__name__}: no test {own - tested}, no option {tested - own}'
+
+
+@pytest.mark.parametrize('words,cls', [(['train', 'pan'], PANConfig), (['evaluate'], EvaluateOptions), (['predict'], PredictOptions), (['check', 'pan'], CheckOptions), (['demo', 'pan'], DemoOptions)],
+                         ids=['train', 'evaluate', 'predict', 'check', 'demo'])
+def test_help_of_a_command(done, monkeypatch, words, cls):
+    monkeypatch.setenv('COLUMNS', '120')
+    out = ' '.join(re.sub('[│╭╮╰╯─]', ' ', done(*words, '--help')).split())
+    for f in fields(cls):
+        note = field_help(cls)[f.name]
+        assert note, f'{f.name} has no comment'
+        default = 'none' if f.default in ('', (), None) else ' '.join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
+        assert re.search(rf'--{f.name.replace("_", "-")}\b.*? {re.escape(note)} \(default: {re.escape(str(default))}\)', out), f.name
+
+
+def test_help_of_all(done):
+    for words in ((), ('--help',), ('help',), ('-h',)): assert all(f'visionlab {c} ' in done(*words) for c in ('train', 'check', 'demo', 'evaluate', 'predict'))
+    assert 'pan' in done('train', '--help') and re.fullmatch(r'\d+\.\d+\.\d+\n', done('--version'))
+
+
+# Whole jobs
+
+def test_as_a_user_does(toy, tmp_path):
+    "Train, evaluate and predict in processes of their own; a plain log, nothing on the error channel"
+    def run(*words): return subprocess.run([sys.executable, '-c', 'import sys; from visionlab.cli.app import main; sys.exit(main())', *map(str, words)], cwd=tmp_path, capture_output=True, text=True)
+    got = run('train', 'pan', '--train-path', toy/'train', *TINY, '--name', 'my run', '--display-interval', 1)
+    assert (got.returncode, got.stderr) == (0, '') and 'epoch 1/1, batch 1/1' in got.stdout and '\r' not in got.stdout
+    assert "visionlab evaluate 'output/my run/best.pth'" in got.stdout        # ready to be pasted
+    got = run('predict', 'output/my run/best.pth', '--source', toy/'test/img')
+    assert (got.returncode, got.stderr) == (0, '') and got.stdout == '2 of 2 images answered, results in predictions\n'
+    got = run('predict', 'output/my run/best', '--source', toy/'test/img')
+    assert got.returncode == 2 and got.stdout == '' and got.stderr.startswith("visionlab: \"checkpoint\": no file '") and "Did you mean '" in got.stderr and got.stderr.count('\n') == 1
+
+
+def test_train_says_where_everything_is(best):
+    assert {'config.json', 'history.csv', 'latest.pth', 'best.pth', 'report.txt'} <= {p.name for p in best.parent.iterdir()}
+    assert load_config(PANConfig, best.parent/'config.json').input_size == 64
+
+
+def test_resume_through_the_door(done, toy, tmp_path):
+    words = ['train', 'pan', '--train-path', f'{toy}/train', *TINY, '--output-dir', 'out']
+    done(*words)
+    out = done(*words, '--epochs', 2, '--resume-checkpoint', 'out/pan/latest.pth')
+    assert 'going on after epoch 1' in out and load_checkpoint('out/pan/latest.pth')['epoch'] == 2 and not Path('out/pan-2').exists()
+    assert 'nothing to do' in done(*words, '--epochs', 2, '--resume-checkpoint', 'out/pan/latest.pth')
+
+
+# The nested configuration
+
+def test_seed_config_is_read_as_it_is():
+    c = load_config(PANConfig, GOLDEN/'seed_config.json')
+    assert c == PANConfig(
+        name='street_words', train_path=('sets/street.txt', 'sets/receipts.txt'), train_ratio=(.5, 1.), val_path=('sets/street-val',), input_size=512, img_channel=3, shrink_ratio=.6, val_ratio=.2,
+        batch_size=8, shuffle=False, pin_memory=True, num_workers=6, backbone='resnet34', fpem_repeat=4, pretrained=False, segmentation_head='FPN', alpha=.4, beta=.3, delta_agg=.6, delta_dis=2.,
+        ohem_ratio=4., reduction='sum', optimizer='Adam', lr=.002, weight_decay=.0001, amsgrad=False, lr_scheduler='StepLR', step_size=150, gamma=.2, seed=2, device='cuda:1', epochs=300,
+        display_interval=20, show_images_interval=25, resume_checkpoint='', finetune_checkpoint='runs/first/best.pth', output_dir='runs', tensorboard=False, metrics='loss')
+
+
+def test_training_with_the_seed_config(done, toy, best):
+    out = done('train', 'pan', '--config', GOLDEN/'seed_config.json', '--train-path', toy/'train', '--train-ratio', 1, '--val-path', toy/'test', *TINY, '--backbone', 'shufflenetv2', '--fpem-repeat', 2,
+               '--segmentation-head', 'FPEM_FFM', '--finetune-checkpoint', best)
+    used = load_config(PANConfig, 'runs/street_words/config.json')
+    assert 'fine-tuning' in out and (used.lr, used.gamma, used.alpha, used.reduction, used.shuffle, used.metrics) == (.002, .2, .4, 'sum', False, 'loss')
+    assert (used.batch_size, used.input_size, used.device) == (2, 64, 'cpu')
+
+
+def test_the_seed_s_words_work_in_python(toy, tmp_path):
+    from visionlab.pan import PANTrainer, get_dataloader, get_loss, get_model
+    nested = json.loads((GOLDEN/'seed_config.json').read_text())
+    nested['data_loader']['args']['dataset'].update(train_data_path=[[f'{toy}/train']], train_data_ratio=[1.0], val_data_path=[], input_size=64)
+    nested['data_loader']['args']['loader'].update(train_batch_size=2, num_workers=0)
+    nested['arch']['args'].update(backbone='shufflenetv2', segmentation_head='FPEM_FFM')
+    nested['trainer'].update(gpus=[], epochs=1, finetune_checkpoint='', output_dir=str(tmp_path), metrics='hmean')
+    trainer = PANTrainer(nested, get_model(nested), get_loss(nested), get_dataloader(nested), progress='none')
+    trainer.train()
+    assert trainer.latest == tmp_path/'street_words'/'latest.pth' and trainer.latest.exists() and len(trainer.learn.dls.valid.dataset) == 1     # validation_split counts
+
+
+@pytest.mark.parametrize('change,said', [
+    (lambda d: d['arch']['args'].update(backbne='resnet18'), "no setting \"backbne\". Did you mean 'backbone'?"),
+    (lambda d: d['optimizer'].update(type='SGD'), '`amsgrad` belongs to Adam and AdamW'),
+    (lambda d: d['data_loader'].update(arg={}), "`data_loader` holds args and no \"arg\". Did you mean 'args'?"),
+    (lambda d: d['data_loader']['args'].update(datasets={}), "no \"datasets\". Did you mean 'dataset'?"),
+    (lambda d: d.update(arch='PANModel'), '`arch` is a section'),
+    (lambda d: d['trainer'].update(gpus=[0, 1]), '`gpus` lists 2 devices'),
+    (lambda d: d['trainer'].update(epochs='many'), '"epochs" must be a whole number'),
+    (lambda d: d['loss']['args'].update(alpha='0.5'), 'Write it without quotes'),
+    (lambda d: d.update(trainr={}), "no setting \"trainr\""),
+    (lambda d: d['trainer'].update(gpus=[99], finetune_checkpoint=''), "no 'cuda:99'")])
+def test_seed_config_with_a_mistake(refused, toy, tmp_path, change, said):
+    d = json.loads((GOLDEN/'seed_config.json').read_text())
+    d['data_loader']['args']['dataset'].update(train_data_path=[f'{toy}/train'], train_data_ratio=[], val_data_path='')
+    change(d)
+    (tmp_path/'config.json').write_text(json.dumps(d))
+    assert said in refused('train', 'pan', '--config', 'config.json')
+
+
+# Evaluate
+
+@covers('evaluate.data', 'evaluate.min_score', 'evaluate.save')
+def test_evaluate(done, toy, best):
+    out = done('evaluate', best)
+    assert 'hmean' in out and 'in 2 images' in out                                         # the run's own validation set
+    cut = load_checkpoint(best)['thresholds']['min_score']
+    assert f'score cut: {cut:.2f}' in out
+    assert 'in 4 images' in done('evaluate', best, '--data', toy/'train') and 'in 6 images' in done('evaluate', best, '--data', toy/'train', toy/'test')
+    by = {}
+    for s in (0, 1):
+        assert f'score cut: {s:.2f}' in done('evaluate', best, '--min-score', s, '--save', f'new/{s}.json')
+        by[s] = json.loads(Path(f'new/{s}.json').read_text())
+    assert by[1]['predictions'] == 0 < by[0]['predictions'] and by[0]['images'] == 2 and {'precision', 'recall', 'hmean', 'text_iou', 'misses'} <= set(by[0])
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    "Sizes of the batches that a network sees, and the devices they are on"
+    seen, real = [], PAN.forward
+    def forward(self, x):
+        seen.append((len(x), x.device.type))
+        return real(self, x)
+    monkeypatch.setattr(PAN, 'forward', forward)
+    return seen
+
+
+@covers('evaluate.batch_size', 'evaluate.device')
+def test_evaluate_in_batches(done, best, batches, refused):
+    one = done('evaluate', best, '--device', 'cpu')
+    assert batches == [(1, 'cpu')]*2
+    assert done('evaluate', best, '--device', 'cpu', '--batch-size', 2) == one and batches[2:] == [(2, 'cpu')]
+    assert "no 'cuda:99'" in refused('evaluate', best, '--device', 'cuda:99')
+
+
+# Predict
+
+@covers('predict.source', 'predict.output_dir')
+def test_sources(done, toy, best):
+    images = toy/'test/img'
+    Path('list.txt').write_text(f'{images}/img_2.jpg\n\n{images}/img_1.jpg\n')
+    for source, want in (([images/'img_2.jpg'], [2]), ([images], [1, 2]), ([f'{images}/*.jpg'], [1, 2]), (['list.txt'], [2, 1]), ([images/'img_2.jpg', 'list.txt'], [2, 2, 1])):
+        out = done('predict', best, '--source', *source, '--output-dir', 'there/out')
+        assert [Path(r['image']).name for r in rows('there/out')] == [f'img_{i}.jpg' for i in want] and f'{len(want)} of {len(want)} images answered, results in there/out' in out
+    assert [r['name'] for r in rows('there/out')] == ['img_2', 'img_2-2', 'img_1'] and {p.name for p in Path('there/out').glob('*.jpg')} == {'img_2.jpg', 'img_2-2.jpg', 'img_1.jpg'}
+
+
+@covers('predict.min_score', 'predict.images', 'predict.text')
+def test_what_predict_writes(done, toy, best):
+    words = ['predict', best, '--source', toy/'test/img', '--output-dir']
+    done(*words, 'a', '--min-score', 0)
+    done(*words, 'b', '--min-score', 1, '--text')
+    done(*words, 'c', '--min-score', 0, '--no-images', '--text')
+    assert sorted(p.name for p in Path('a').iterdir()) == ['img_1.jpg', 'img_2.jpg', 'predictions.jsonl']
+    assert sorted(p.name for p in Path('c').iterdir()) == ['predictions.jsonl', 'res_img_1.txt', 'res_img_2.txt']
+    for r in rows('a'):
+        assert (r['width'], r['height']) == (96, 96) and len(r['polygons']) == len(r['scores']) > 0 and all(0 <= s <= 1 for s in r['scores'])
+        assert all(len(p) == 4 and 0 <= min(map(min, p)) and max(map(max, p)) <= 96 for p in r['polygons'])
+        lines = Path(f'c/res_{r["name"]}.txt').read_text().splitlines()
+        assert [[round(v) for p in poly for v in p] for poly in r['polygons']] == [[int(v) for v in line.split(',')] for line in lines]
+    assert all(r['polygons'] == [] for r in rows('b')) and Path('b/res_img_1.txt').read_text() == ''
+    drawn, plain = np.asarray(Image.open('a/img_1.jpg')).astype(int), np.asarray(Image.open('b/img_1.jpg')).astype(int)
+    assert drawn.shape == plain.shape == (96, 96, 3) and abs(drawn - plain).max() > 60
+
+
+@covers('predict.batch_size', 'predict.device')
+def test_predict_in_batches(done, toy, best, batches, refused):
+    for n in (1, 2): done('predict', best, '--source', toy/'test/img', '--batch-size', n, '--output-dir', f'{n}', '--device', 'cpu')
+    assert batches == [(1, 'cpu'), (1, 'cpu'), (2, 'cpu')]
+    for a, b in zip(rows('1'), rows('2'), strict=True): assert a['image'] == b['image'] and np.allclose(a['scores'], b['scores'], atol=1e-3) and np.allclose(a['polygons'], b['polygons'], atol=.1)
+    assert "no 'cuda:99'" in refused('predict', best, '--source', toy/'test/img', '--device', 'cuda:99')
+
+
+def test_predict_never_draws_over_its_sources(done, refused, toy, best, tmp_path):
+    shutil.copytree(toy/'test/img', tmp_path/'photos')
+    before = (tmp_path/'photos/img_1.jpg').read_bytes()
+    assert 'choose another folder, or give --no-images' in refused('predict', best, '--source', 'photos', '--output-dir', 'photos')
+    done('predict', best, '--source', 'photos', '--output-dir', 'photos', '--no-images')
+    assert (tmp_path/'photos/img_1.jpg').read_bytes() == before and len(rows('photos')) == 2
+
+
+# Check and demo
+
+@covers('check.save')
+def test_check(done, toy):
+    out = done('check', 'pan', toy)
+    assert re.search(r'train +4 ', out) and re.search(r'test +2 ', out) and 'nothing to report' in out
+    (Path(shutil.copytree(toy, 'copy'))/'train/gt/gt_img_1.txt').unlink()
+    out = done('check', 'pan', 'copy', '--save', 'to/report.txt')
+    assert '1  image without label file' in out and Path('to/report.txt').read_text().strip() == out.strip()
+
+
+@covers('demo.output_dir', 'demo.seed')
+def test_demo(done, monkeypatch):
+    import visionlab.pan.predict as predict
+    tiny = dict(n_train=6, n_test=2, input_size=64, test_size=64, batch_size=2, epochs=1, backbone='shufflenetv2', head='conv1x1', device='cpu', tensorboard=False)
+    monkeypatch.setattr(predict, 'pan_demo', functools.partial(predict.pan_demo, **tiny))
+    out = done('demo', 'pan', '--output-dir', 'show')
+    for said in (r'On 2 unseen images', r'hmean \d', r'without training', r'picture of detections: show/pan-demo/detections.jpg', r'visionlab train pan --train-path', r'visionlab predict show/pan-demo/best.pth'): assert re.search(said, out)
+    assert Image.open('show/pan-demo/detections.jpg').size[1] == 320 and Path('show/toy-text/train/gt/gt_img_6.txt').exists()
+    done('demo', 'pan', '--output-dir', 'show', '--seed', 7)
+    a, b = (load_checkpoint(f'show/{n}/best.pth') for n in ('pan-demo', 'pan-demo-2'))
+    assert (a['config']['seed'], b['config']['seed']) == (42, 7)
+    assert any(not torch.equal(a['model'][k], b['model'][k]) for k in a['model'])
+
+
+# Mistakes in the words
+
+@pytest.mark.parametrize('line,said', [
+    ('trian pan', "Did you mean 'train'?"), ('train', 'needs a system, one of: pan'), ('train fots', "no system 'fots' here, only pan"), ('train pam', "Did you mean 'pan'?"), ('demo fots', "no system 'fots'"),
+    ('train pan', '`train_path` is empty'), ('train pan --epoch 3', 'Did you mean --epochs?'), ('train pan 3', "'3' belongs to no option"),
+    ('train pan --lr fast', "needs a number, got 'fast'"), ('train pan --lr', 'needs a number, got nothing'), ('train pan --lr 0', '`lr` must be above 0'), ('train pan --epochs 2.5', "needs a whole number, got '2.5'"),
+    ('train pan --shuffle maybe', 'is a switch'), ('train pan --scale 1', 'needs 2 values'), ('train pan --scale 2 1', '`scale` is a smallest and a largest'), ('train pan --batch-size 0', 'at least 1'),
+    ('train pan --backbone resnet81', "Did you mean 'resnet18'?"), ('train pan --optimizer sgd', "Did you mean 'SGD'?"), ('train pan --momentum .9', 'belongs to SGD'), ('train pan --input-size 100', 'multiple of 32'),
+    ('train pan --color-jitter 2', 'at most 1'), ('train pan --rotate 270', 'at most 180'), ('train pan --train-path a --train-ratio .5 .5', 'one share for each'), ('train pan --seed -1', 'at least 0'),
+    ('train pan --train-path nowhere', "no file '"), ('train pan --config', 'needs text, got nothing'), ('train pan --config nowhere.json', "no file '"), ('train pan --name a/b', '`name` is the name of a folder'),
+    ('train pan --device gpu --train-path TOY/train', "Did you mean 'cuda'?"), ('train pan --device cuda:99 --train-path TOY/train', "no 'cuda:99', it has"), ('train pan --train-path TOY', 'holds train/ and test/'),
+    ('train pan --train-path TOY/train/img/img_1.jpg', 'is an image'), ('train pan --train-path TOY/train --val-ratio 0 --no-pretrained', 'needs validation images'),
+    ('evaluate', 'needs CHECKPOINT'), ('evaluate nowhere.pth', "no file '"), ('evaluate TOY', 'is a folder'), ('evaluate BEST --data nowhere', "no file '"), ('evaluate BEST --min-score 85', 'at most 1'),
+    ('evaluate BEST --min-score x', 'needs a number or None'), ('evaluate BEST --batch-size 0', 'at least 1'), ('evaluate BEST --savee x', 'Did you mean --save?'),
+    ('predict', 'needs CHECKPOINT'), ('predict BEST', 'needs --source'), ('predict --source x BEST', 'needs CHECKPOINT as its first word'), ('predict BEST --source', 'needs --source'), ('predict BEST --source nowhere', 'neither a file, nor a folder'),
+    ('predict BEST --source TOY/*.jpg', 'matches no image'), ('predict BEST --source TOY/test/gt', 'holds no image'), ('predict BEST --source TOY/test/gt/gt_img_1.txt', 'do not exist'),
+    ('predict BEST --source TOY/test/img --batch-size -1', 'at least 1'), ('predict BEST --source TOY/test/img --images perhaps', 'is a switch'), ('predict BEST --source TOY/toy.json', 'it is no picture'),
+    ('check', 'needs a system'), ('check pan', 'needs PATH'), ('check pan nowhere', "no file '"), ('check pan TOY extra', "'extra' belongs to no option"), ('demo pan --seed x', 'needs a whole number'),
+    ('demo pan --epochs 3', 'is no option')])
+def test_mistakes(refused, toy, best, line, said):
+    assert said in refused(*(w.replace('TOY', str(toy)).replace('BEST', str(best)) for w in line.split()))
+    assert not list(Path().glob('*/*.pth'))
+
+
+@pytest.mark.parametrize('document,said', [('{"lr": "fast"}', '"lr" must be a number'), ('{"epochs": "3"}', 'Write it without quotes'), ('{"lrr": 1, "epoch": 2, "lr": 1}', "no setting \"lrr\". Did you mean 'lr'? It has no \"epoch\" either."),
+                                           ('{"lr": 1,}', 'is no valid JSON'), ('[1]', 'settings by name'), ('', 'is no valid JSON'), ('{"train_path": 3}', '"train_path" must be a list'), ('{"optimizer": {"typ": "SGD"}}', 'no "typ"')])
+def test_config_files_with_mistakes(refused, tmp_path, document, said):
+    (tmp_path/'config.json').write_text(document)
+    line = refused('train', 'pan', '--config', 'config.json')
+    assert said in line and 'config.json' in line
+
+
+def test_pretrained_without_a_network(refused, toy, monkeypatch, tmp_path):
+    from urllib.error import URLError
+    def offline(*args, **kwargs): raise URLError('no route to host')
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', offline)
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path/'hub'))
+    assert '--no-pretrained' in refused('train', 'pan', '--train-path', toy/'train', '--device', 'cpu')
+
+
+def test_places_that_cannot_be_written(refused, toy, best):
+    "Root may write anywhere, but nobody below a file"
+    Path('file').write_text('mine')
+    for words in (['train', 'pan', '--train-path', toy/'train', *TINY, '--output-dir', 'file'], ['train', 'pan', '--train-path', toy/'train', *TINY, '--output-dir', 'file/deep'],
+                  ['predict', best, '--source', toy/'test/img', '--output-dir', 'file'], ['predict', best, '--source', toy/'test/img', '--output-dir', 'file/deep'],
+                  ['evaluate', best, '--save', 'file/figures.json'], ['check', 'pan', toy, '--save', 'file/report.txt'], ['demo', 'pan', '--output-dir', 'file']):
+        line = refused(*words)
+        assert 'file' in line and ('is a file' in line or 'Not a directory' in line)
+    assert Path('file').read_text() == 'mine'
+
+
+def test_stopped_by_hand_and_a_closed_pipe(vl, monkeypatch):
+    import visionlab.cli.app as app
+    def stop(words): raise KeyboardInterrupt
+    def closed(words): raise BrokenPipeError
+    monkeypatch.setitem(app._commands, 'check', (stop, '', ''))
+    assert vl('check', 'pan') == (130, '', '\nvisionlab: stopped\n')
+    out = sys.stdout
+    monkeypatch.setitem(app._commands, 'check', (closed, '', ''))
+    try: assert main(['check', 'pan']) == 141
+    finally: sys.stdout = out
+
+
+def test_warnings_of_ours_are_lines_and_those_of_others_are_not_shown(vl, monkeypatch):
+    import warnings
+    import visionlab.cli.app as app
+    def warn(words):
+        warnings.warn_explicit('mind the step', UserWarning, app.__file__, 1)
+        warnings.warn_explicit('for programmers', FutureWarning, torch.__file__, 1)
+    monkeypatch.setitem(app._commands, 'check', (warn, '', ''))
+    monkeypatch.setattr(sys, 'warnoptions', [])
+    assert vl('check') == (0, '', 'visionlab: note: mind the step\n')
+
+
+# Odd images
+
+def test_odd_images_as_sources(done, refused, shared, best):
+    odd = shared/'data'/'odd-images'
+    out = done('predict', best, '--source', odd, '--min-score', 0.01)
+    answered = {Path(r['image']).name for r in rows('predictions')}
+    everything = {p.name for p in odd.iterdir() if p.suffix != '.md'}
+    assert answered == everything - REFUSED and f'{len(answered)} of {len(everything)} images answered' in out and re.search(rf'{len(REFUSED)}  unreadable image', out)
+    for r in rows('predictions'): assert Image.open(f'predictions/{r["name"]}.jpg').size == (r['width'], r['height'])
+    for name in sorted(REFUSED): assert name in refused('predict', best, '--source', odd/name, '--output-dir', 'none')
+    assert 'none of the 2 images can be read' in refused('predict', best, '--source', odd/'broken.png', odd/'zero_byte.jpg', '--output-dir', 'none')
+    assert not list(Path('none').iterdir())
+
+
+def test_a_strip_of_pixels_needs_no_gigabytes(done, shared, best, monkeypatch):
+    "At 736 px for the short side, a file of one row would be 353,280 px long"
+    from visionlab.inference.predictor import Predictor
+    seen, real = [], Predictor.batch
+    def batch(self, images, batch_size=1):
+        seen.extend(self.prepare(im)[0].shape for im in images)
+        return []
+    monkeypatch.setattr(Predictor, 'batch', batch)
+    from visionlab.inference import load_predictor
+    from visionlab.core.files import read_image
+    predictor = load_predictor(best, device='cpu', test_size=736)
+    for name in ('one_row.png', 'very_wide.jpg', 'very_tall.jpg', 'one_pixel.png'): predictor.batch([read_image(shared/'data/odd-images'/name)])
+    assert all(h*w < 5e6 for _, h, w in seen) and seen[3] == (3, 736, 736)
+
+
+@pytest.fixture
+def data_set(toy, tmp_path):
+    "A folder in the ICDAR layout of our own making: name -> label text (None for no label file)"
+    def make(labels, name='data'):
+        for part in ('img', 'gt'): (tmp_path/name/part).mkdir(parents=True)
+        for i, (stem, text) in enumerate(labels.items()):
+            shutil.copy(toy/f'train/img/img_{i%4 + 1}.jpg', tmp_path/name/'img'/f'{stem}.jpg')
+            if text is not None: (tmp_path/name/'gt'/f'gt_{stem}.txt').write_bytes(text if isinstance(text, bytes) else text.encode())
+        return tmp_path/name
+    return make
+
+
+def test_odd_images_in_a_data_set(done, refused, shared, best, data_set):
+    folder = data_set({'img_1': '10,10,40,10,40,30,10,30,a\n', 'img_2': '10,10,40,10,40,30,10,30,b\n'})
+    for p in sorted((shared/'data'/'odd-images').iterdir()):
+        if p.suffix == '.md' or p.stem in ('photo',): continue
+        shutil.copy(p, folder/'img')
+        (folder/'gt'/f'gt_{p.stem}.txt').write_text('2,2,60,2,60,20,2,20,word\n')
+    out = done('check', 'pan', folder, '--save', 'report.txt')
+    assert re.search(rf'{len(REFUSED)}  unreadable image', out) and all(name in Path('report.txt').read_text() for name in REFUSED)
+    out = done('evaluate', best, '--data', folder)
+    assert re.search(rf'{len(REFUSED)}  unreadable image', out) and 'in 23 images' in out
+    words = ['train', 'pan', '--train-path', folder, *TINY, '--batch-size', 5, '--val-ratio', .2]
+    assert 'truncated' in refused(*words)                   # whole header, half the pixels: found when they are wanted
+    for name in REFUSED: (folder/'img'/name).unlink()
+    done(*words)
+    assert 'label file without image' in Path('output/pan-2/report.txt').read_text()
+
+
+# Labels
+
+def test_damaged_labels_are_counted(done, data_set, best):
+    folder = data_set({
+        'bom': '\ufeff10,10,40,10,40,30,10,30,one, two, three\r\n', 'few': '10,10,40,10,40,30,10,30,ok\n1,2,3,word\n', 'crossed': '10,10,40,30,40,10,10,30,bow\n', 'outside': '-9,-9,30,-9,30,20,-9,20,out\n',
+        'missing': None, 'free': '', 'ignored': '10,10,40,10,40,30,10,30,###\n', 'my img 7': '10,10,40,10,40,30,10,30,blank\n'})
+    counts = {'bad label line': 1, 'polygon repaired': 1, 'point outside image': 1, 'image without label file': 1, 'image without text': 1, 'only ignored text': 1}
+    def found(text): return {k: int(m.group(1)) for k in counts if (m := re.search(rf'^ *(\d+)  {k}$', text, re.M))}
+    out = done('check', 'pan', folder)
+    assert found(out) == counts and re.search(r'data +7 +5 +1 ', out)          # 7 images, 5 words that count, 1 that does not
+    done('train', 'pan', '--train-path', folder, *TINY)
+    assert found(Path('output/pan/report.txt').read_text()) == counts
+    assert found(done('evaluate', best, '--data', folder)) == counts
+    from visionlab.datasets.readers import read_text_samples
+    texts = {s.path.stem: s.texts for s in read_text_samples(folder)[0]}
+    assert texts['bom'] == ['one, two, three'] and texts['my img 7'] == ['blank'] and texts['few'] == ['ok']
+
+
+@pytest.mark.parametrize('labels,said', [({}, 'no images in'), ({'a': '1,2,3,word\n', 'b': 'word\n'}, 'bad label line (2)'), ({'a': None, 'b': None}, 'image without label file (2)'), ({'a': '1,1,1,1,1,1,1,1,dot\n'}, 'polygon dropped (1)')],
+                         ids=['empty folder', 'too few numbers', 'missing labels', 'no area'])
+def test_data_sets_of_which_nothing_is_left(refused, data_set, best, labels, said):
+    folder = data_set(labels)
+    for words in (['train', 'pan', '--train-path', folder, *TINY], ['check', 'pan', folder], ['evaluate', best, '--data', folder]):
+        line = refused(*words)
+        assert said in line and str(folder) in line and len(line) < 600
+
+
+@pytest.mark.parametrize('label', ['', '10,10,40,10,40,30,10,30,###\n'], ids=['no text', 'only ###'])
+def test_nothing_to_learn(vl, done, data_set, best, label):
+    folder = data_set({f'img_{i}': label for i in range(4)})
+    code, out, err = vl('train', 'pan', '--train-path', folder, *TINY)
+    assert code == 0 and err == 'visionlab: note: no training image has a word that counts: the text loss will stay where it is\n'
+    assert 'no readable text in the whole training set' in Path('output/pan/report.txt').read_text()
+    assert 'has no readable word at all' in done('check', 'pan', folder)
+    assert 'in 4 images' in done('evaluate', best, '--data', folder)
+
+
+# Checkpoints
+
+class Evil:
+    def __reduce__(self): return os.mkdir, ('owned',)
+
+
+@pytest.mark.parametrize('kind,said', [('cut', 'is cut off'), ('empty', 'is empty'), ('text', 'is no checkpoint'), ('image', 'is no checkpoint'), ('other system', "'fots'"), ('newer', 'newer'), ('pickled object', 'pickled Python objects'),
+                                       ('pickle', 'pickled Python objects'), ('bare weights', 'not a checkpoint of visionlab'), ('other weights', 'do not fit'), ('unknown setting', "no setting \"magic\"")])
+def test_bad_checkpoints(refused, toy, best, kind, said):
+    good, bad = load_checkpoint(best), Path('bad.pth')
+    parts = {k: v for k, v in good.items() if k not in ('format', 'format_version', 'version')}
+    if kind == 'cut': bad.write_bytes(best.read_bytes()[:best.stat().st_size//2])
+    elif kind == 'empty': bad.touch()
+    elif kind == 'text': bad.write_text('weights')
+    elif kind == 'image': shutil.copy(toy/'test/img/img_1.jpg', bad)
+    elif kind == 'other system': save_checkpoint(bad, **{**parts, 'system': 'fots'})
+    elif kind == 'newer': torch.save({**good, 'format_version': 99}, bad)
+    elif kind == 'pickled object': torch.save({**good, 'extra': Evil()}, bad)
+    elif kind == 'pickle': bad.write_bytes(pickle.dumps(Evil()))
+    elif kind == 'bare weights': torch.save(good['model'], bad)
+    elif kind == 'other weights': save_checkpoint(bad, **{**parts, 'model': {k: v for k, v in good['model'].items() if 'fpems.1' not in k}})
+    elif kind == 'unknown setting': save_checkpoint(bad, **{**parts, 'config': {**good['config'], 'magic': 1}})
+    for words in (['evaluate', bad], ['predict', bad, '--source', toy/'test/img']): assert said in refused(*words)
+    if kind not in ('unknown setting',):        # weights and settings are two things: a resumed run brings its own settings
+        assert kind == 'other weights' or said in refused('train', 'pan', '--train-path', toy/'train', *TINY, '--resume-checkpoint', bad)
+    if kind == 'other weights': assert 'fit' in refused('train', 'pan', '--train-path', toy/'train', *TINY, '--resume-checkpoint', bad)
+    assert not Path('owned').exists() and not Path('predictions/predictions.jsonl').exists()
+
+
+# A full disk: files of more than so many bytes cannot be written
+
+@pytest.fixture
+def on_a_small_disk(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    def go(limit, *words):
+        import resource
+        there, here = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            code = 99
+            try:
+                os.dup2(here, 1), os.dup2(here, 2)
+                sys.stdout, sys.stderr = (open(fd, 'w', closefd=False) for fd in (1, 2))
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+                code = main([str(w) for w in words])
+                sys.stdout.flush(), sys.stderr.flush()
+            finally: os._exit(code)
+        os.close(here)
+        with open(there) as f: out = f.read()
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), out
+    return go
+
+
+@pytest.mark.parametrize('command,limit', [('train', 100_000), ('train --tensorboard --display-interval 1', 5000), ('train', 100), ('predict', 2000), ('predict --no-images --min-score 0', 100), ('evaluate', 50), ('check', 50)])
+def test_a_full_disk(on_a_small_disk, toy, best, command, limit):
+    name, *more = command.split()
+    for old in ('predictions/predictions.jsonl', 'figures.json', 'report.txt'):
+        Path(old).parent.mkdir(exist_ok=True)
+        Path(old).write_text('old')
+    words = dict(train=['train', 'pan', '--train-path', toy/'train', *TINY], predict=['predict', best, '--source', toy/'test/img'], evaluate=['evaluate', best, '--save', 'figures.json'],
+                 check=['check', 'pan', toy, '--save', 'report.txt'])[name]
+    code, out = on_a_small_disk(limit, *words, *more)
+    last = [line for line in out.splitlines() if line.startswith('visionlab:')]
+    assert code == 2 and 'Traceback' not in out and len(last) == 1 and re.match("visionlab: cannot write '.*': it is larger than this system allows", last[0])
+    assert all(Path(p).read_text() == 'old' for p in ('predictions/predictions.jsonl', 'figures.json', 'report.txt'))     # nothing that was there is lost
+    assert not [p for p in Path().rglob('.*tmp*')]
+
+
+def test_a_disk_that_fills_up_later_keeps_the_last_checkpoint(on_a_small_disk, done, toy):
+    words = ['train', 'pan', '--train-path', toy/'train', *TINY]
+    done(*words)
+    before = Path('output/pan/latest.pth').read_bytes()
+    code, out = on_a_small_disk(100_000, *words, '--epochs', 2, '--resume-checkpoint', 'output/pan/latest.pth')
+    assert code == 2 and 'What was there before is untouched' in out and Path('output/pan/latest.pth').read_bytes() == before
+    done(*words, '--epochs', 2, '--resume-checkpoint', 'output/pan/latest.pth')
+    assert load_checkpoint('output/pan/latest.pth')['epoch'] == 2
+
+
+def test_options_survive_a_file(toy):
+    "What `config.json` of a run holds is all that is needed to start it again"
+    c = PANConfig(train_path=(f'{toy}/train',), scale=(.5, 2), min_score=.3, amsgrad=False)
+    assert from_dict(PANConfig, json.loads(json.dumps(to_dict(c)))) == c
