@@ -1,5 +1,5 @@
 """Core: what would interrupt the story of its four chapters. Kills, full disks, installed packages, long command lines"""
-import errno, json, os, random, signal, subprocess, sys, textwrap, threading, time
+import errno, json, os, random, signal, stat, subprocess, sys, textwrap, threading, time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -130,6 +130,28 @@ def test_full_only_at_the_very_end(tmp_path, monkeypatch):
     with pytest.raises(WriteError, match='disk is full'):
         with atomic_path(f) as p: p.write_bytes(b'new')
     assert f.read_bytes() == b'old' and not litter(tmp_path)
+
+
+def test_a_folder_that_cannot_be_synced_is_no_failure(tmp_path, monkeypatch):
+    "FUSE and SMB refuse; the new file is in its place by then"
+    f, real = tmp_path/'a.json', os.fsync
+    def no_folders(fd):
+        if stat.S_ISDIR(os.fstat(fd).st_mode): raise OSError(errno.EINVAL, 'Invalid argument')
+        real(fd)
+    monkeypatch.setattr(os, 'fsync', no_folders)
+    write_json(f, 'new')
+    assert read_json(f) == 'new' and not litter(tmp_path)
+
+
+def test_litter_that_may_not_be_removed_is_left(tmp_path, monkeypatch):
+    f, old = tmp_path/'a.json', tmp_path/'.a.0123abcd.tmp.json'
+    old.touch()
+    os.utime(old, (0, 0))
+    def refuse(*args, **kwargs): raise PermissionError(errno.EPERM, 'not permitted')
+    with monkeypatch.context() as m:
+        for place, name in ((os, 'unlink'), (os, 'remove'), (Path, 'unlink')): m.setattr(place, name, refuse)
+        write_json(f, 'new')
+    assert read_json(f) == 'new' and old.exists()
 
 
 def test_torch_on_a_full_disk(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ __all__ = ['IMAGE_SUFFIXES', 'ImageError', 'image_size', 'read_image', 'natural_
 
 # %% ../../nbs/core/01_files.ipynb #9e6a9ad8
 import errno,json,os,re,secrets,shutil,time,warnings
-from contextlib import contextmanager
+from contextlib import contextmanager,suppress
 from glob import escape as glob_escape
 from pathlib import Path
 import numpy as np
@@ -190,8 +190,9 @@ def _sync(path):
 def _remove_stale(path, age=600):
     for old in path.parent.glob(f'.{glob_escape(path.stem)}.*.tmp{glob_escape(path.suffix)}'):
         try: stale = time.time() - old.stat().st_mtime > age
-        except FileNotFoundError: continue   # somebody else removed it
-        if stale: old.unlink(missing_ok=True)
+        except OSError: continue   # somebody else removed it
+        if stale:
+            with suppress(OSError): old.unlink()
 
 # %% ../../nbs/core/01_files.ipynb #fd132215
 @contextmanager
@@ -209,13 +210,14 @@ def atomic_path(
         if not temp.exists(): raise RuntimeError(f"nothing was written to the temporary path of '{path}'")
         _sync(temp)
         os.replace(temp, path)
-        if os.name != 'nt': _sync(path.parent)
     except BaseException as e:
         why = _why_unwritable(e, path, temp)
-        if temp.exists(): temp.unlink()
+        with suppress(OSError): temp.unlink()
         if why is None or isinstance(e, InputError): raise
         kept = ' What was there before is untouched.' if path.is_file() else ''
         raise WriteError(f"cannot write '{path}': {why}.{kept}") from e
+    if os.name != 'nt':
+        with suppress(OSError): _sync(path.parent)   # the new file is there, whatever the file system says to this
 
 # %% ../../nbs/core/01_files.ipynb #234b5833
 def write_json(
