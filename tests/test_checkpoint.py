@@ -82,10 +82,27 @@ def test_other_system_version_and_path(saved):
     ck = torch.load(saved, weights_only=True)
     torch.save(dict(ck, format_version=99, version='7.0'), saved)
     with pytest.raises(SavedFileError, match='7.0, which is newer'): load_checkpoint(saved)
-    torch.save({k: v for k, v in ck.items() if k != 'history'}, saved)
-    with pytest.raises(SavedFileError, match='lacks history'): load_checkpoint(saved)
+    torch.save({k: v for k, v in ck.items() if k not in ('system', 'model')}, saved)
+    with pytest.raises(SavedFileError, match='lacks system, model'): load_checkpoint(saved)
     with pytest.raises(FileNotFoundError): load_checkpoint(saved.with_name('other.pth'))
     with pytest.raises(InputError, match='is a folder'): load_checkpoint(saved.parent)
+
+
+@pytest.mark.parametrize('parts', [dict(format_version=None), dict(format_version='1'), dict(format_version=True), dict(format_version=1.5), dict(format_version=2, version=None), dict(system=None), dict(config=[]),
+                                   dict(model=3), dict(model={'a': 'text'}), dict(history={}), dict(epoch='7'), dict(thresholds=None)], ids=str)
+def test_crafted_checkpoints_are_one_line(saved, parts):
+    torch.save({**torch.load(saved, weights_only=True), **parts}, saved)
+    with pytest.raises(SavedFileError, match='latest.pth') as e: load_checkpoint(saved)
+    assert '\n' not in str(e.value)
+    torch.save(dict(format='visionlab-checkpoint'), saved)
+    with pytest.raises(SavedFileError, match='format_version is None'): load_checkpoint(saved)
+
+
+def test_checkpoints_of_before_a_part_was_added_stay_readable(saved, monkeypatch):
+    import visionlab.training.checkpoint as checkpoint
+    monkeypatch.setitem(checkpoint.PARTS, 'later', dict(a=1))
+    ck = load_checkpoint(saved)
+    assert ck['later'] == dict(a=1) and ck['later'] is not checkpoint.PARTS['later']
 
 
 def test_only_plain_things_are_saved(tmp_path):
