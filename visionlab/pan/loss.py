@@ -248,6 +248,7 @@ def _loss_inputs(pred, text, kernel, mask):
     if shape[2] > text.shape[1] or shape[3] > text.shape[2]:
         raise InputError(f'"pred" of {shape[2:]} is larger than its labels of {tuple(text.shape[1:])}')
     if 0 in text.shape: raise InputError(f'"text" is empty, its shape is {tuple(text.shape)}')
+    pred,text,kernel,mask = (x.as_subclass(Tensor) for x in (pred,text,kernel,mask))   # fastai's image and mask types guard what may be mixed
     pred = pred if pred.dtype == torch.float64 else pred.float()
     if shape[2:] != tuple(text.shape[1:]): pred = F.interpolate(pred, size=tuple(text.shape[1:]), mode='bilinear', align_corners=False)
     native = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
