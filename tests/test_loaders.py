@@ -145,6 +145,23 @@ def test_last_training_batch(samples, n, bs, batches, last):
     assert (len(got), got[-1], len(dls.train)) == (batches, last, batches)
 
 
+@pytest.mark.parametrize('n, bs, sizes', [(11, 4, [4, 4, 3]), (9, 4, [4, 4]), (8, 4, [4, 4]), (1, 4, [1]), (3, 1, [1, 1, 1])])
+def test_last_training_batch_in_a_fixed_order(samples, n, bs, sizes):
+    "Without shuffling the same samples would be left out for ever; only a rest of one image is"
+    dls = seeded_dataloaders(SeededDataset(samples[:n], make_item), batch_size=bs, shuffle=False, device='cpu')
+    assert [len(b[0]) for b in dls.train] == sizes and len(dls.train) == len(sizes)
+
+
+def test_show_batch_is_the_systems(samples):
+    class Items:
+        def __call__(self, sample, rng_seed): return make_item(sample, rng_seed)
+        def show(self, batch, max_n, **kwargs): return len(batch[0]), max_n, kwargs
+    dls = seeded_dataloaders(SeededDataset(samples, Items()), SeededDataset(samples[:3], Items()), batch_size=4, val_batch_size=2, device='cpu')
+    assert dls.show_batch() == (4, 9, {}) and dls.valid.show_batch(max_n=1, title='a') == (2, 1, dict(title='a'))
+    assert dls.show_batch(dls.valid.one_batch(), max_n=2)[0] == 2 and dls.train.epoch == 0
+    with pytest.raises(InputError, match='show'): loader(samples).show_batch()
+
+
 def make_val(sample, rng_seed):
     image, polys, ignore = TextTransform(64, train=False)(read_image(sample.path), sample.polygons, sample.ignore)
     return normalise(image), *map(torch.from_numpy, TARGETS(polys, ignore, *image.shape[:2]))

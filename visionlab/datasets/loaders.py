@@ -26,6 +26,7 @@ class SeededDataset:
     ):
         self.samples,self.make_item,self.n_inp,self.epoch = samples,make_item,n_inp,0
         self.seed = check_range('seed', seed, low=0, kind=int)
+    def new_empty(self): return type(self)([], self.make_item, self.seed, self.n_inp)   # what `Learner.export` keeps of a data set
     def __len__(self): return len(self.samples)
     def __repr__(self): return f'SeededDataset({len(self)} samples, seed {self.seed}, epoch {self.epoch})'
     def __getitem__(self, i):
@@ -88,6 +89,12 @@ class SeededDL(TfmdDL):
             if isinstance(b, _Failure): raise b.error
             yield b
 
+    def show_batch(self, b=None, max_n=9, **kwargs):
+        "Draw a batch as the system's `make_item.show(batch, max_n, **kwargs)` does it"
+        show = getattr(getattr(self.dataset, 'make_item', None), 'show', None)
+        if show is None: raise InputError('`show_batch` needs to know what an item looks like: the `make_item` of this data set has no `show(batch, max_n)`')
+        return show(self.one_batch() if b is None else b, max_n, **kwargs)
+
     def batch_files(self, i):
         "Paths of the images in batch `i` of this epoch"
         return [self.dataset.samples[j].path for j in self.get_idxs()[i*self.bs:(i+1)*self.bs]]
@@ -109,6 +116,7 @@ def seeded_dataloaders(
     if not len(train_ds): raise InputError('"train_ds" has no sample. Are the paths and the reader right? Its report says what was left out.')
     device = check_device(device)
     common = dict(num_workers=check_range('num_workers', num_workers, low=0, kind=int), pin_memory=pin_memory and device.type == 'cuda', device=device)
-    dls = [SeededDL(train_ds, batch_size, shuffle, drop_last=len(train_ds) >= batch_size, **common, **(dict(create_batch=collate) if collate else {}))]
+    whole,rest = divmod(len(train_ds), batch_size)
+    dls = [SeededDL(train_ds, batch_size, shuffle, drop_last=whole > 0 and (shuffle or rest == 1), **common, **(dict(create_batch=collate) if collate else {}))]
     if val_ds is not None: dls.append(SeededDL(val_ds, val_batch_size, create_batch=collate or pad_collate, **common))
     return DataLoaders(*dls, device=device)
