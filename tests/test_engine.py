@@ -18,7 +18,7 @@ from fastai.callback.tracker import EarlyStoppingCallback
 from torch import nn
 from engine_toy import DieAt, Report, SpotLoss, run_once, same, spot_config, spot_dls, spot_net, spot_trainer
 from visionlab.core.checks import InputError
-from visionlab.training.callbacks import NonFiniteLossError
+from visionlab.training.callbacks import NonFiniteLossError, load_run
 from visionlab.training.checkpoint import load_checkpoint, save_checkpoint, seed_everything
 from visionlab.training.learner import make_learner
 
@@ -157,6 +157,28 @@ def test_resume_of_a_finished_run_says_so(tmp_path):
     assert (tmp_path/'run'/'latest.pth').read_bytes() == before
 
 
+def test_resume_with_a_progress_bar(tmp_path, capsys):
+    config = spot_config(tmp_path, epochs=4)
+    a = spot_trainer(tmp_path, epochs=2).train()
+    learn = make_learner(spot_dls(config), spot_net(), SpotLoss(), config, 'spot', progress='bar')
+    assert hasattr(learn, 'progress')
+    learn.fit(4, start_epoch=load_run(learn, load_checkpoint(a.latest)))
+    assert [r['epoch'] for r in learn.run_state.history] == [0, 1, 2, 3]
+
+
+def test_resume_along_another_curve_is_told(tmp_path):
+    a = spot_trainer(tmp_path, epochs=2, lr_scheduler='PolynomialLR').train()
+    for epochs, told in ((2, 0), (3, 1)):
+        lines = []
+        spot_trainer(tmp_path, epochs=epochs, lr_scheduler='PolynomialLR', resume_checkpoint=str(a.latest), say=lines.append)
+        assert len([l for l in lines if 'another curve' in l]) == len(lines) == told
+
+
+def test_resume_from_weights_only_is_one_line(tmp_path):
+    save_checkpoint(tmp_path/'a.pth', system='spot', config={}, model=spot_net().state_dict())
+    with pytest.raises(InputError, match='holds no state of optimizer'): spot_trainer(tmp_path, resume_checkpoint=str(tmp_path/'a.pth'))
+
+
 def test_resume_elsewhere_takes_the_best_along(tmp_path):
     a = spot_trainer(tmp_path/'one', epochs=3).train()
     b = spot_trainer(tmp_path/'two', epochs=3, resume_checkpoint=str(a.latest))
@@ -238,6 +260,43 @@ def test_workers_change_nothing(num_workers, usual, tmp_path): assert torch.equa
     (dict(metrics='f1'), '"metrics" is one of'), (dict(resume_checkpoint='/nowhere/a.pth'), 'no file'), (dict(finetune_checkpoint='/nowhere/a.pth'), 'no file')])
 def test_wrong_setting(settings, message, tmp_path):
     with pytest.raises(InputError, match=message): spot_trainer(tmp_path, **settings).train()
+
+
+def test_torchrun_is_refused_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(InputError, match='start it without torchrun'): spot_trainer(tmp_path)
+
+
+def test_schedule_none_keeps_the_rate(tmp_path):
+    rows = spot_trainer(tmp_path, epochs=3, lr_scheduler='none', step_size=1).train().history
+    assert [r['lr'] for r in rows] == [.01]*3
+
+
+def test_amp_where_it_cannot_be(tmp_path):
+    learn = spot_trainer(tmp_path, amp=True).learn
+    learn.model.to('meta')
+    with pytest.raises(InputError, match='"amp" works on the CPU and on CUDA devices'): learn.mixed_precision.before_fit()
+
+
+def test_evaluator_judges_its_own_samples_only(tmp_path):
+    t = spot_trainer(tmp_path, epochs=1).train()
+    own, train, other = t.learn.validate(), t.learn.validate(0), t.learn.validate(dl=spot_dls(t.config).valid)
+    assert all(np.isfinite(own)) and own[1] == t.history[-1]['hmean']
+    for v in (train, other): assert np.isfinite(v[0]) and np.isnan(v[1:]).all()
+
+
+def test_show_results_and_export(tmp_path):
+    from fastai.learner import load_learner
+    learn = spot_trainer(tmp_path, epochs=1).train().learn
+    with pytest.raises(InputError, match='has no `show'): learn.show_results()
+    learn.evaluator.show = lambda learn, max_n, **kwargs: (max_n, kwargs)
+    assert learn.show_results(max_n=3, min_score=.5) == (3, dict(min_score=.5))
+    del learn.evaluator.show
+    learn.path = tmp_path
+    learn.export()
+    with pytest.warns(UserWarning, match='pickle'): again = load_learner(tmp_path/'export.pkl')
+    assert len(again.dls.train_ds) == 0 and len(learn.dls.train_ds) == 26
+    learn.fit(1)     # the learner goes on
 
 
 def test_metrics_chooses_the_best(tmp_path):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['short_message', 'ResumableLearner', 'is_training_run', 'TrainingCallback', 'loss_parts', 'LossParts', 'RunState',
            'load_run', 'CheckpointCallback', 'EarlyStopper', 'NonFiniteLossError', 'name_files', 'NonFiniteStop',
-           'Autocast', 'Accumulate', 'EpochSchedule']
+           'amp_dtype', 'Autocast', 'Accumulate', 'EpochSchedule']
 
 # %% ../../nbs/training/01_callbacks.ipynb #93c304d1
 import math,os,time
@@ -20,6 +20,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from torch.amp import GradScaler,autocast
 from ..core.checks import InputError,check_choice,check_range
+from ..core.settings import SCHEDULES
 from .checkpoint import bare_model,rng_state,save_checkpoint,set_rng_state,strip_prefixes
 
 # %% ../../nbs/training/01_callbacks.ipynb #57692934
@@ -35,6 +36,7 @@ def short_message(
 class ResumableLearner(Learner):
     "fastai's `Learner`, able to start at any epoch"
     fitting,first_epoch = False,0   # inside `fit`? the epoch it begins with
+    evaluator = None                # object of the system that scores validation images, and draws them if it has `show`
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
         self.fitting,self.first_epoch = True,start_epoch
         try: super().fit(n_epoch, lr=lr, wd=wd, cbs=cbs, reset_opt=reset_opt)
@@ -47,11 +49,21 @@ class ResumableLearner(Learner):
                 if hasattr(type(cb), 'close'): cb.close()
 
     def _do_fit(self):
+        bar = getattr(getattr(self, 'progress', None), 'mbar', None)
+        if self.first_epoch and bar is not None: bar.update(0)   # fastprogress starts its clock at 0
         for cb in self.cbs:
             if hasattr(type(cb), 'restore'): cb.restore()   # the last thing before the first epoch
         for epoch in range(self.first_epoch, self.n_epoch):
             self.epoch = epoch
             self._with_events(self._do_epoch, 'epoch', CancelEpochException)
+
+    def show_results(self, max_n=9, **kwargs):
+        "Draw results as the system's `learn.evaluator.show(learn, max_n, **kwargs)` does it"
+        show = getattr(self.evaluator, 'show', None)
+        if show is not None: return show(self, max_n, **kwargs)
+        if not hasattr(getattr(self.dls.train, 'dataset', None), 'make_item'): return super().show_results(max_n=max_n, **kwargs)   # loaders of fastai can draw
+        why = 'has no `show(learn, max_n)`' if self.evaluator is not None else 'is missing, as it is without validation images'
+        raise InputError(f'`show_results` needs to know what a result looks like: the evaluator of this learner {why}')
 
     def _do_epoch_validate(self, ds_idx=1, dl=None):
         if dl is None and ds_idx >= len(self.dls.loaders): return   # nothing to validate on
@@ -172,6 +184,8 @@ def load_run(
     ck:dict, # What `load_checkpoint` gave
 ) -> int:    # Epoch to begin with: `learn.fit(n, start_epoch=...)`
     "First half of a resume: prepare a learner to go on where a checkpoint stopped"
+    lost = [k for k in ('optimizer', 'rng', 'loader', 'stopper', 'recorder') if ck[k] is None]
+    if lost: raise InputError(f"the checkpoint cannot be resumed, it holds no state of {', '.join(lost)}. Use `finetune_checkpoint` to take its weights along into a new run.")
     try: bare_model(learn.model).load_state_dict(strip_prefixes(ck['model']))
     except RuntimeError as e: raise InputError(f"the checkpoint's weights do not fit this model: {' '.join(str(e).split())[:300]}") from None
     learn.create_opt()
@@ -256,6 +270,15 @@ class NonFiniteStop(TrainingCallback):
             raise NonFiniteLossError(f"{len(bad)} weights, '{bad[0]}' first, are not finite after epoch {self.epoch+1}; the last checkpoint is from before it. Lower `lr` or set `clip_grad`.")
 
 # %% ../../nbs/training/01_callbacks.ipynb #50dfcb5a
+def amp_dtype(
+    amp,    # True, 'bf16' or 'fp16'
+    device, # `torch.device` of the model
+):          # `torch.bfloat16` or `torch.float16`
+    "The kind of 16 bits that mixed precision uses on a device"
+    if device.type not in ('cpu', 'cuda'): raise InputError(f'"amp" works on the CPU and on CUDA devices, the model is on {str(device)!r}: leave `amp` out')
+    if amp is not True: return dict(bf16=torch.bfloat16, fp16=torch.float16)[amp]
+    return torch.bfloat16 if device.type == 'cpu' or torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+
 class Autocast(MixedPrecision):
     "Mixed precision on the device the data is on"
     def __init__(self,
@@ -267,10 +290,10 @@ class Autocast(MixedPrecision):
     def name(self): return 'mixed_precision'     # other callbacks of fastai look for it
 
     def before_fit(self):
-        device = next(self.model.parameters()).device.type
-        bf16 = self.amp == 'bf16' or (self.amp is True and (device != 'cuda' or torch.cuda.is_bf16_supported()))
-        self.autocast = autocast(device, dtype=torch.bfloat16 if bf16 else torch.float16)
-        self.learn.scaler,self.scales = GradScaler(device, enabled=not bf16),[]
+        device = next(self.model.parameters()).device
+        dtype = amp_dtype(self.amp, device)
+        self.autocast = autocast(device.type, dtype=dtype)
+        self.learn.scaler,self.scales = GradScaler(device.type, enabled=dtype == torch.float16),[]
     def before_batch(self):
         self.autocast.__enter__()
         self.entered = True
@@ -304,7 +327,7 @@ class EpochSchedule(TrainingCallback):
         accumulate:int=1,   # Batches a step, as given to `Accumulate`
     ):
         check_range('step_size', step_size, low=1, kind=int); check_range('gamma', gamma, above=0); check_range('power', power, low=0)
-        self.settings = dict(kind=check_choice('lr_scheduler', kind, ('StepLR', 'PolynomialLR', 'none')), step_size=step_size, gamma=gamma, power=power)
+        self.settings = dict(kind=check_choice('lr_scheduler', kind, SCHEDULES), step_size=step_size, gamma=gamma, power=power)
         self.accumulate = accumulate
     def factor(self,
         epoch,     # Epoch, from 0

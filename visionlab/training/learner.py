@@ -4,27 +4,32 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'FREE_SETTINGS', 'setting', 'make_opt_func', 'EvaluatorColumn', 'evaluator_columns', 'make_learner',
-           'new_run_folder', 'changed_settings', 'format_change', 'Trainer']
+           'new_run_folder', 'changed_settings', 'changed_curve', 'format_change', 'Trainer']
 
 # %% ../../nbs/training/03_learner.ipynb #40e5ee63
 import inspect,shutil
+from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 import torch
 from fastai.callback.training import GradientClip
 from fastai.learner import Metric
 from fastai.optimizer import OptimWrapper
-from fastai.torch_core import rank_distrib
+from fastai.torch_core import num_distrib,rank_distrib
 from fastcore.basics import noop,partial,patch
 from fastcore.foundation import L
 from ..core.checks import InputError,check_choice,check_device,check_range
 from ..core.config import save_config,to_dict
+from ..core.settings import RunConfig
 from .callbacks import Accumulate,Autocast,CheckpointCallback,EarlyStopper,EpochSchedule,LossParts,NonFiniteStop,ResumableLearner,RunState,load_run
 from .checkpoint import load_checkpoint,load_weights,seed_everything
 from .loggers import CSVLog,ProgressLog,TensorBoardLog,WandbLog,format_row,print_line,wants_bars
 
 # %% ../../nbs/training/03_learner.ipynb #fba66b6a
-DEFAULTS = dict(seed=0, device='auto', epochs=1, optimizer='Adam', lr=1e-3, weight_decay=0., amsgrad=None, momentum=None, lr_scheduler='none', step_size=200, gamma=.1, power=.9, clip_grad=0., accumulate=1,
-                amp=False, patience=0, metrics='loss', display_interval=10, show_images_interval=50, resume_checkpoint='', finetune_checkpoint='', output_dir='output', name='run', tensorboard=False, wandb=False, csv=True)
+DEFAULTS = {f.name: f.default for f in fields(RunConfig)} | dict(
+    epochs=1,            # 600 epochs are a recipe for a detector, not what is meant by naming no number
+    lr_scheduler='none', # a rate that drops needs to know the length of the run
+    tensorboard=False)   # a log that needs a package and a folder of its own is asked for
 
 def setting(
     config, # Dataclass, or any object with attributes
@@ -56,20 +61,23 @@ class EvaluatorColumn(Metric):
     def __init__(self,
         evaluator, # Object with `names`, `reset()`, `add(learn)`, `compute()`
         i:int,     # Which of its names
-        shared,    # Dict that the columns of one evaluator have in common
+        shared,    # What the columns of one evaluator have in common: `seen` (any validation batch?), `figures`
     ): self.evaluator,self.i,self.shared = evaluator,i,shared
     @property
     def name(self): return self.evaluator.names[self.i]
     @property
     def value(self):
-        if not self.shared: self.shared.update(self.evaluator.compute())
-        return self.shared[self.name]
+        if not self.shared.seen: return float('nan')
+        if self.shared.figures is None: self.shared.figures = self.evaluator.compute()
+        return self.shared.figures[self.name]
     def reset(self):
         if self.i: return
-        self.shared.clear()
+        self.shared.seen,self.shared.figures = False,None
         self.evaluator.reset()
     def accumulate(self, learn):
-        if not self.i and not hasattr(learn, 'gather_preds'): self.evaluator.add(learn)
+        if self.i or hasattr(learn, 'gather_preds') or len(learn.dls.loaders) < 2 or learn.dl is not learn.dls.valid: return
+        self.shared.seen = True
+        self.evaluator.add(learn)
 
 def evaluator_columns(
     evaluator, # Object with `names`, `reset()`, `add(learn)`, `compute()`, or None
@@ -78,7 +86,7 @@ def evaluator_columns(
     if evaluator is None: return []
     missing = [k for k in ('names', 'reset', 'add', 'compute') if not hasattr(evaluator, k)]
     if missing: raise TypeError(f"an evaluator needs `names`, `reset`, `add` and `compute`, {type(evaluator).__name__} has no `{missing[0]}`")
-    shared = {}
+    shared = SimpleNamespace(seen=False, figures=None)
     return [EvaluatorColumn(evaluator, i, shared) for i in range(len(evaluator.names))]
 
 # %% ../../nbs/training/03_learner.ipynb #5074f525
@@ -89,13 +97,15 @@ def make_learner(
     config,          # Settings, see `DEFAULTS`
     system='',       # Name of the system; stands in checkpoints
     metrics=(),      # Functions (pred, *targets) averaged over validation batches, as fastai has them
-    evaluator=None,  # Object with `names`, `reset()`, `add(learn)`, `compute()`
+    evaluator=None,  # Object with `names`, `reset()`, `add(learn)`, `compute()`, perhaps `show(learn, max_n)`; kept as `learn.evaluator`
     cbs=(),          # More callbacks
     progress='auto', # 'bar', 'lines', 'none', or 'auto': a bar in a notebook or terminal, lines elsewhere
     **kwargs,        # Passed on to fastai's `Learner`, such as `splitter` or `path`
 ) -> ResumableLearner:
     "A fastai `Learner` from settings, with all callbacks they ask for"
     check_choice('progress', progress, ('auto', 'bar', 'lines', 'none'))
+    if num_distrib() > 1 and not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        raise InputError(f'this version trains in one process, and was started as one of {num_distrib()} (WORLD_SIZE): start it without torchrun')
     s,device = partial(setting, config), check_device(setting(config, 'device'))
     schedule = EpochSchedule(s('lr_scheduler'), s('step_size'), s('gamma'), s('power'), s('accumulate'))
     own = [RunState(s('metrics')), LossParts(), NonFiniteStop(), EarlyStopper(s('patience')), schedule]
@@ -104,7 +114,7 @@ def make_learner(
     if check_range('clip_grad', s('clip_grad'), low=0): own.append(GradientClip(s('clip_grad')))
     learn = ResumableLearner(dls.to(device), model.to(device), loss_func, opt_func=make_opt_func(config), lr=check_range('lr', s('lr'), above=0),
                              metrics=[*L(metrics), *evaluator_columns(evaluator)], cbs=[*own, *L(cbs)], **kwargs)
-    learn.system,learn.config = system,config
+    learn.system,learn.config,learn.evaluator = system,config,evaluator
     if progress == 'auto': progress = 'bar' if wants_bars() else 'lines'
     if progress != 'bar':
         if hasattr(learn, 'progress'): learn.remove_cb(learn.progress)
@@ -135,6 +145,15 @@ def changed_settings(
     bad = [k for k in diff if k in (*fixed, 'optimizer', 'amsgrad')]
     if bad: raise InputError(f"the run cannot be resumed with {format_change({k: diff[k] for k in bad})}: its state fits the old value only. Use `finetune_checkpoint` to take the weights along into a new run.")
     return diff
+
+def changed_curve(
+    old:dict, # Settings in the checkpoint
+    new:dict, # Settings now
+) -> str:     # A line for the user, '' if the curve is the same
+    "What another number of epochs does to the learning rate"
+    a,b = old.get('epochs'),new.get('epochs')
+    if new.get('lr_scheduler') != 'PolynomialLR' or None in (a, b) or a == b: return ''
+    return f'"epochs" {a} -> {b}: PolynomialLR reaches 0 at the last epoch, so the learning rate goes on along another curve than before'
 
 def format_change(
     diff:dict, # Name -> (old, new)
@@ -180,6 +199,8 @@ def resume(self:Trainer,
     ck = load_checkpoint(path, self.system)
     diff = changed_settings(ck['config'], to_dict(self.config), self.model_fields)
     if diff: self.say(f"resuming with other settings than the checkpoint's, the new ones count: {format_change(diff)}")
+    curve = changed_curve(ck['config'], to_dict(self.config))
+    if curve: self.say(curve)
     self.start = load_run(self.learn, ck)
     self.source = Path(path).expanduser().absolute()
     home = self.source.parent
