@@ -31,8 +31,8 @@ def test_search_knows_the_names(site):
 
 def test_nothing_is_loaded_from_outside(site):
     for f in site.rglob('*.html'):
-        for url in re.findall(r'<(?:script|img|link|iframe)[^>]*?(?:src|href)="((?:https?:)?//[^"]+)"', f.read_text(encoding='utf-8')):
-            pytest.fail(f'{f.name} loads {url}')
+        for tag, url in re.findall(r'(<(?:script|img|link|iframe)[^>]*?(?:src|href)="((?:https?:)?//[^"]+)"[^>]*>)', f.read_text(encoding='utf-8')):
+            if not re.search(r'<link[^>]*\brel="?(canonical|alternate)"?[\s/>]', tag): pytest.fail(f'{f.name} loads {url}')
 
 
 def test_committed_site_is_there():
@@ -47,3 +47,13 @@ def test_broken_links_fail(tmp_path):
     (tmp_path/'a.html').write_text('<p id="x"><a href="b.html">b</a> <a href="#y">y</a> <script src="https://example.com/x.js"></script></p>')
     faults = build.check_site(tmp_path, {})
     assert len(faults) == 3 and 'broken link b.html' in faults[0]
+
+
+@pytest.mark.parametrize('tag, wrong', [('<link rel="stylesheet" href="https://example.com/a.css">', 1), ('<link rel="preload" as="font" href="//example.com/a.woff">', 1), ('<link rel="preconnect" href="https://example.com">', 1),
+                                        ('<link rel="icon" href="https://example.com/a.png">', 1), ('<link rel="alternate stylesheet" href="https://example.com/a.css">', 1), ('<img src="http://example.com/a.png">', 1),
+                                        ('<link rel="canonical" href="https://example.com/a.html">', 0), ('<link rel="alternate" hreflang="en" href="https://example.com/">', 0), ('<a href="https://example.com">a</a>', 0)])
+def test_calls_outside_fail(tag, wrong, tmp_path):
+    sys.path.insert(0, str(root/'nbs/_site'))
+    import build
+    (tmp_path/'a.html').write_text(f'<head>{tag}</head>')
+    assert len(build.check_site(tmp_path, {})) == wrong

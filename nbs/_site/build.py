@@ -199,6 +199,7 @@ class _Page(HTMLParser):
     def __init__(self): super().__init__(); self.ids, self.links, self.toc, self._toc = set(), [], set(), 0
     def handle_starttag(self, tag, attrs):
         a = dict(attrs)
+        if tag == 'link' and not set((a.get('rel') or '').lower().split()) <= {'canonical', 'alternate'}: tag = 'loaded link'   # a style, an icon, a connection made ahead
         if 'id' in a: self.ids.add(a['id'])
         for k in ('href', 'src'):
             if a.get(k): self.links.append((tag, a[k], 'md-nav__link' in (a.get('class') or '')))
@@ -216,7 +217,7 @@ def check_site(site, symbols):
             link = html.unescape(link)
             if re.match(r'(mailto:|data:|javascript:)', link): continue
             if re.match(r'(https?:)?//', link):
-                if tag not in ('a',) and not (tag == 'link'): faults.append(f'{rel}: calls outside: {link}')
+                if tag not in ('a', 'link'): faults.append(f'{rel}: calls outside: {link}')
                 continue
             path, _, anchor = unquote(link).partition('#')
             target = (f.parent/path).resolve() if path else f
@@ -255,7 +256,7 @@ def build(out, readme=False, workers=2):
     preload()
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp); src = tmp/'src'; src.mkdir()
-        with ProcessPoolExecutor(workers, mp_context=get_context('fork'), max_tasks_per_child=None) as pool:
+        with ProcessPoolExecutor(workers, mp_context=get_context('fork')) as pool:
             symbols = dict(pool.map(render, all_notebooks(), [src]*len(all_notebooks())))
         for f in here.glob('*.css'): shutil.copy(f, src/f.name)
         shutil.copy(here/'worker.js', src/'worker.js')
