@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'PAD_COLOUR', 'LONGEST', 'sample_seed', 'warp_matrix', 'warp_image', 'crop_corner',
-           'TextCrop', 'clip_words', 'short_side_scale', 'fit_short_side', 'normalise', 'denormalise', 'TextTransform']
+           'TextCrop', 'clip_words', 'short_side_scale', 'fitted_size', 'fit_short_side', 'normalise', 'denormalise',
+           'TextTransform']
 
 # %% ../../nbs/datasets/03_transforms.ipynb #cfec576a
 import os
@@ -144,7 +145,19 @@ def short_side_scale(
     "Scale that gives the short side its length, or less where the long side would become too long"
     return min(short/min(width, height), LONGEST*short/max(width, height)) or 1.
 
-# %% ../../nbs/datasets/03_transforms.ipynb #69209c77
+# %% ../../nbs/datasets/03_transforms.ipynb #1ed22ff4
+def fitted_size(
+    width:int,       # Width of the image, px
+    height:int,      # Height of the image, px
+    short:int,       # Wanted short side, px; 0 keeps the size
+    multiple:int=32, # Both padded sides are multiples of this, px
+) -> tuple:          # (width, height) of the scaled image, (width, height) after padding, px
+    "Sizes of an image brought to its short side, before and after padding"
+    s = short_side_scale(width, height, short)
+    scaled = tuple(max(1, round(v*s)) for v in (width, height))
+    return scaled, tuple(-(-v//multiple)*multiple for v in scaled)
+
+# %% ../../nbs/datasets/03_transforms.ipynb #c9bd7b27
 def fit_short_side(
     image:np.ndarray,  # uint8 (H,W,C)
     short:int,         # Wanted short side, px; 0 keeps the size
@@ -152,15 +165,14 @@ def fit_short_side(
 ) -> tuple:            # Image uint8 (h,w,C), and the scale (x, y) as float (2,): new px over old px
     "Scale the short side, keep the aspect, pad the right and the bottom"
     h,w = image.shape[:2]
-    s = short_side_scale(w, h, check_range('short', short, low=0, kind=int))
-    nh,nw = max(1, round(h*s)), max(1, round(w*s))
-    if (nh,nw) != (h,w): image = cv2.resize(image, (nw,nh), interpolation=cv2.INTER_AREA if s < 1 else cv2.INTER_LINEAR).reshape(nh, nw, -1)
-    out = np.empty((-(-nh//multiple)*multiple, -(-nw//multiple)*multiple, image.shape[2]), image.dtype)
+    (nw,nh),(pw,ph) = fitted_size(w, h, check_range('short', short, low=0, kind=int), multiple)
+    if (nh,nw) != (h,w): image = cv2.resize(image, (nw,nh), interpolation=cv2.INTER_AREA if nh < h else cv2.INTER_LINEAR).reshape(nh, nw, -1)
+    out = np.empty((ph, pw, image.shape[2]), image.dtype)
     out[:] = PAD_COLOUR[:image.shape[2]]
     out[:nh,:nw] = image
     return out, np.array([nw/w, nh/h])
 
-# %% ../../nbs/datasets/03_transforms.ipynb #0004daef
+# %% ../../nbs/datasets/03_transforms.ipynb #ed167b51
 def normalise(
     image:np.ndarray,         # uint8 (H,W,C), C is 3 or 1
     mean:tuple=IMAGENET_MEAN, # Mean of each channel, 0-1
@@ -174,7 +186,7 @@ def normalise(
     x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
     return x.sub_(torch.from_numpy(mean*255)[:,None,None]).mul_(torch.from_numpy(1/(std*255))[:,None,None])
 
-# %% ../../nbs/datasets/03_transforms.ipynb #6826a382
+# %% ../../nbs/datasets/03_transforms.ipynb #5fed02ac
 def denormalise(
     x:torch.Tensor,           # float (C,H,W), as `normalise` made it
     mean:tuple=IMAGENET_MEAN, # Mean of each channel, 0-1
@@ -186,13 +198,13 @@ def denormalise(
     x = x.detach().cpu().float()*std[:,None,None] + mean[:,None,None]
     return (x*255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
 
-# %% ../../nbs/datasets/03_transforms.ipynb #55dd1139
+# %% ../../nbs/datasets/03_transforms.ipynb #607e6aa2
 def _span(name, value, low):
     pair = value if isinstance(value, (tuple, list)) else (value, value)
     if len(pair) != 2: raise InputError(f'"{name}" is a pair (low, high), got {value!r}')
     return tuple(check_range(name, v, low=l) for v,l in zip(pair, (low, pair[0])))
 
-# %% ../../nbs/datasets/03_transforms.ipynb #707e728d
+# %% ../../nbs/datasets/03_transforms.ipynb #75d985db
 class TextTransform:
     "An image and its text polygons, as a random training view or a tidy validation view"
     def __init__(self,

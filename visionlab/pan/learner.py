@@ -6,8 +6,9 @@
 __all__ = ['PANItems', 'pan_samples', 'pan_dataloaders', 'show_pan_batch', 'find_words', 'PANEvaluator', 'pan_model', 'pan_loss',
            'pan_learner', 'show_pan_results', 'PANTrainer', 'get_dataloader', 'get_loss', 'get_model']
 
-# %% ../../nbs/pan/05_learner.ipynb #eb904004
+# %% ../../nbs/pan/05_learner.ipynb #1cc227a5
 import warnings
+from dataclasses import replace
 import numpy as np
 import torch
 from pathlib import Path
@@ -30,7 +31,7 @@ from ..datasets.transforms import TextTransform
 from ..datasets.transforms import denormalise
 from ..datasets.transforms import fit_short_side
 from ..datasets.transforms import normalise
-from ..datasets.transforms import short_side_scale
+from ..datasets.transforms import fitted_size
 from ..inference.draw import draw_polygons
 from ..metrics.text import sweep_score
 from ..metrics.text import text_hmean
@@ -43,7 +44,7 @@ from ..training.checkpoint import seed_everything
 from ..training.learner import Trainer
 from ..training.learner import make_learner
 
-# %% ../../nbs/pan/05_learner.ipynb #0ae0e4d6
+# %% ../../nbs/pan/05_learner.ipynb #65753ba9
 class PANItems:
     "Makes an item of a sample: image float32 (C,H,W), text int32 (H,W), kernel int32 (H,W), mask uint8 (H,W)"
     def __init__(self,
@@ -73,6 +74,11 @@ class PANItems:
         "The image of a file with as many channels as the network takes"
         image = read_image(path, gray=self.gray)
         return image[..., None] if self.gray else image
+
+    def show(self,
+        batch,       # A batch as a loader gives it
+        max_n:int=3, # Images to show
+    ): show_pan_batch(batch, max_n)
 
 # %% ../../nbs/pan/05_learner.ipynb #609d4f0f
 def _read_sets(paths, ratios, seed, report):
@@ -128,7 +134,7 @@ def show_pan_batch(
     for ax, x, *maps in zip(axs, *(t[:n].cpu() for t in batch)): show_pan_targets(*(m.numpy() for m in maps), image=denormalise(x), axs=ax)
     plt.tight_layout()
 
-# %% ../../nbs/pan/05_learner.ipynb #99a5839d
+# %% ../../nbs/pan/05_learner.ipynb #6b8512fe
 def find_words(
     maps,             # Raw output for one image, float (6,h,w)
     config:PANConfig, # Settings: decode_convention, min_area, result_kind, test_size
@@ -136,15 +142,13 @@ def find_words(
     min_score=None,   # Least score, 0 to 1; None for the convention's own
 ):                    # A `TextResult` in px of the original image
     "Outlines in the original image from maps of its scaled and padded copy"
-    from dataclasses import replace
     h, w = shape
-    s = short_side_scale(w, h, config.test_size)
-    scale = np.array([max(1, round(w*s))/w, max(1, round(h*s))/h])
-    padded = tuple(-(-max(1, round(v*s))//32)*32 for v in shape)
-    r = decode_pan(maps, padded, config.decode_convention, min_score=min_score, min_area=config.min_area, kind=config.result_kind)
+    scaled, padded = fitted_size(w, h, config.test_size)
+    scale = np.array(scaled)/(w, h)
+    r = decode_pan(maps, padded[::-1], config.decode_convention, min_score=min_score, min_area=config.min_area, kind=config.result_kind)
     return replace(r, polygons=[(p/scale).clip((0, 0), (w, h)).astype(np.float32) for p in r.polygons], size=(h, w))
 
-# %% ../../nbs/pan/05_learner.ipynb #051a9cc8
+# %% ../../nbs/pan/05_learner.ipynb #5ff91997
 class PANEvaluator:
     "Collects detections over a validation pass and scores them"
     names = ('precision', 'recall', 'hmean', 'text_iou')
@@ -175,7 +179,8 @@ class PANEvaluator:
         maps, text, mask = (torch.as_tensor(t).as_subclass(torch.Tensor) for t in (maps, text, mask))
         for m in maps.float().cpu():
             w, h = image_size(self.samples[len(self.results)].path)
-            self.results.append(find_words(m, self.config, (h, w), 0. if self.tune else self.min_score))
+            r = find_words(m, self.config, (h, w), 0. if self.tune else self.min_score)
+            self.results.append(replace(r, labels=r.labels[:0]))   # maps of ten thousand images would fill the memory
         found = torch.nn.functional.interpolate(maps[:, :1].float(), text.shape[-2:], mode='bilinear')[:, 0] > 0
         true, counts = text > 0, mask > 0
         self.inter += int((found & true & counts).sum())
@@ -192,6 +197,15 @@ class PANEvaluator:
         self.score = text_hmean(self.found, truths, ignores)
         return dict(precision=self.score.precision, recall=self.score.recall, hmean=self.score.hmean, text_iou=self.inter/max(1, self.union))
 
+    def show(self,
+        learn,       # The learner
+        max_n:int=3, # Images to show
+    ):
+        "Draw validation images with what is found now; `learn.show_results()` calls it"
+        import matplotlib.pyplot as plt
+        drawn = show_pan_results(learn, max_n)
+        for ax, image in zip(plt.subplots(1, len(drawn), figsize=(3*len(drawn), 3), dpi=72, squeeze=False)[1][0], drawn): ax.imshow(image); ax.axis('off')
+
 # %% ../../nbs/pan/05_learner.ipynb #df71788d
 def pan_model(
     config:PANConfig, # Settings: backbone, fpem_repeat, pretrained, segmentation_head, head, img_channel
@@ -206,7 +220,7 @@ def pan_loss(
     c = config
     return PANLoss(c.alpha, c.beta, c.delta_agg, c.delta_dis, c.ohem_ratio, c.reduction, c.convention, c.bce_weight)
 
-# %% ../../nbs/pan/05_learner.ipynb #6c99d9f3
+# %% ../../nbs/pan/05_learner.ipynb #403c3e5c
 def pan_learner(
     dls,              # From `pan_dataloaders`
     config:PANConfig, # Settings
@@ -222,7 +236,6 @@ def pan_learner(
     if config.amp: model = model.to(memory_format=torch.channels_last)
     learn = make_learner(dls, model, loss_func or pan_loss(config), config, system='pan',
                          evaluator=evaluator, **kwargs)
-    learn.evaluator = evaluator
     return learn
 
 # %% ../../nbs/pan/05_learner.ipynb #3ab5e652
@@ -261,7 +274,7 @@ def _pan_meta(learn):
     return dict(classes=['text'], normalisation=dict(mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD)), input_size=learn.config.test_size,
                 thresholds={} if cut is None else dict(min_score=float(cut)))
 
-# %% ../../nbs/pan/05_learner.ipynb #9be36666
+# %% ../../nbs/pan/05_learner.ipynb #1c047b9c
 class PANTrainer(Trainer):
     "A PAN run in a folder: `train()`, `validate()`, `resume(path)`, `.learn`"
     def __init__(self,
@@ -275,8 +288,7 @@ class PANTrainer(Trainer):
         config = _as_config(config)
         seed_everything(config.seed)
         dls = train_loader if train_loader is not None else pan_dataloaders(config)
-        weights_follow = config.resume_checkpoint or config.finetune_checkpoint
-        model = model if model is not None else pan_model(replace_config(config, pretrained=config.pretrained and not weights_follow))
+        model = model if model is not None else pan_model(replace_config(config, pretrained=config.pretrained and not config.resume_checkpoint))
         learn = pan_learner(dls, config, model, criterion, progress=progress, **kwargs)
         pictures = lambda learn: {f'validation {i}': im for i, im in enumerate(show_pan_results(learn, 2))} if learn.evaluator else {}
         super().__init__(learn, config, 'pan', _MODEL_FIELDS, _pan_meta, pictures, getattr(dls, 'report', None), noop if progress == 'none' else None)

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['DEMO_SETTINGS', 'pan_predictor', 'PANScore', 'evaluate_pan', 'demo_picture', 'baseline_score', 'pan_demo']
 
-# %% ../../nbs/pan/06_predict.ipynb #d6e8ea33
+# %% ../../nbs/pan/06_predict.ipynb #cb6dbaa3
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ..core.checks import InputError
 from ..core.checks import SavedFileError
@@ -43,7 +44,7 @@ from .learner import pan_model
 from .learner import pan_samples
 from ..training.checkpoint import load_checkpoint
 
-# %% ../../nbs/pan/06_predict.ipynb #6cf403b4
+# %% ../../nbs/pan/06_predict.ipynb #085b9d4d
 def pan_predictor(
     checkpoint:dict,   # What `load_checkpoint` gave
     device:str='auto', # auto, cpu, cuda, cuda:N or mps
@@ -59,8 +60,7 @@ def pan_predictor(
     except RuntimeError as e: raise SavedFileError(f"the checkpoint's weights do not fit the network that its settings describe: {str(e).splitlines()[1].strip()[:120]} ...") from None
 
     def prepare(image):
-        gray = config.img_channel == 1
-        if gray: image = np.round(image @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[..., None]   # ITU-R 601, as Pillow's
+        if config.img_channel == 1: image = np.asarray(Image.fromarray(image).convert('L'))[..., None]   # as `read_image` does it
         return normalise(fit_short_side(image, config.test_size)[0], norm['mean'], norm['std']), image.shape[:2]
 
     return Predictor(model, prepare, lambda maps, shape: find_words(maps, config, shape, cut), device, checkpoint)
@@ -146,7 +146,7 @@ def evaluate_pan(
 DEMO_SETTINGS = dict(name='pan-demo', val_ratio=0.08, input_size=256, test_size=320, scale=(0.85, 1.15), rotate=8., batch_size=8, backbone='resnet18',
                      pretrained=False, epochs=6, lr=2e-3, lr_scheduler='PolynomialLR', clip_grad=5., amp=True, num_workers=0, bce_weight=1., show_images_interval=0)
 
-# %% ../../nbs/pan/06_predict.ipynb #791949f7
+# %% ../../nbs/pan/06_predict.ipynb #39b19260
 def demo_picture(
     score:PANScore, # An evaluation
     rows:int=2,     # Rows of images
@@ -154,8 +154,11 @@ def demo_picture(
 ) -> np.ndarray:    # uint8 (H,W,3)
     "Images of an evaluation with found words in green and true ones in yellow, as one sheet"
     from visionlab.core.files import read_image
-    tiles = [draw_polygons(read_image(s.path), r.polygons, truths=s.polygons, ignores=s.ignore) for s, r in zip(score.samples, score.results)]
-    tiles = [t[:min(x.shape[0] for x in tiles), :min(x.shape[1] for x in tiles)] for t in tiles[:rows*columns]]
+    shown = list(zip(score.samples, score.results))[:rows*columns]
+    tiles = [draw_polygons(read_image(s.path), r.polygons, truths=s.polygons, ignores=s.ignore) for s, r in shown]
+    h, w = (min(t.shape[k] for t in tiles) for k in (0, 1))
+    columns = min(columns, len(tiles))
+    tiles = [t[:h, :w] for t in tiles] + [np.full((h, w, 3), 255, np.uint8)]*(-len(tiles) % columns)
     return np.concatenate([np.concatenate(tiles[i:i+columns], axis=1) for i in range(0, len(tiles), columns)])
 
 # %% ../../nbs/pan/06_predict.ipynb #bcbcce02
