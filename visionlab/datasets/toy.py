@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['WORDS', 'toy_word', 'toy_text_scene', 'threshold_baseline', 'make_toy_text']
 
-# %% ../../nbs/datasets/02_toy.ipynb #45b321ef
-import json,math
+# %% ../../nbs/datasets/02_toy.ipynb #d44e7c0d
+import io,json,math
 from functools import lru_cache
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from PIL import ImageChops
 from PIL import ImageDraw
 from PIL import ImageFilter
 from PIL import ImageFont
@@ -97,7 +96,7 @@ def _background(rng, split, width, height):
         lut += list((255 * np.clip(.5 + contrast * (level - .5), 0, 1)).astype(int))
     return im.point(lut)
 
-# %% ../../nbs/datasets/02_toy.ipynb #b0495558
+# %% ../../nbs/datasets/02_toy.ipynb #7b9fc69c
 @lru_cache(32768)
 def _ink(text, font, size):
     "Ink box of a text: left, top, right, bottom in px from the pen's start"
@@ -115,38 +114,26 @@ def _fit_font(text, font, height, max_width, least=10):
     while (box := _ink(text, font, size))[3] - box[1] + 2 < least: size += 1
     return size
 
-def _word_mask(text, font, size, tight=False):
-    "Mask of a word with one pixel around the ink; `tight` pushes each letter against the one before"
+def _word_mask(text, font, size, spread=0.):
+    "Mask of a word with one pixel around the ink; `spread` is extra room between letters, px, negative to push them together"
     l, t, r, b = _ink(text, font, size)
-    parts = [(c, *_ink(c, font, size)[::2]) for c in text] if tight else [(text, l, r)]
-    lap = 1 + max(1, size // 16)
-    width = sum(r - l for _, l, r in parts) - lap * (len(parts) - 1)
-    mask, pen = Image.new('L', (int(width) + 2, int(b - t) + 2)), 1
+    parts = [(c, *_ink(c, font, size)[::2]) for c in text] if spread and ' ' not in text else [(text, l, r)]
+    width = sum(r - l for _, l, r in parts) + spread * (len(parts) - 1)
+    mask, pen = Image.new('L', (int(width) + 2, int(b - t) + 2)), 1.
     draw = ImageDraw.Draw(mask)
     for c, l, r in parts:
         draw.text((pen - l, 1 - t), c, fill=255, font=_font(font, size))
-        pen += r - l - lap
+        pen += r - l + spread
     return mask
 
-# %% ../../nbs/datasets/02_toy.ipynb #6de6a410
-@lru_cache(1)
-def _wear():
-    "Smooth blotches, 0 where paint has come off; one for all scenes"
-    blotch = Image.fromarray(np.random.default_rng(11).integers(0, 256, (512, 512), dtype=np.uint8)).filter(ImageFilter.GaussianBlur(1.3))
-    level = np.asarray(blotch, np.float32)
-    return Image.fromarray(np.uint8(np.clip((level - np.quantile(level, .22)) * 30 + 128, 0, 255)))
-
-_STYLES = dict(plain=.12, tight=.28, underlined=.33, boxed=.22, worn=.05) # Share of each
+# %% ../../nbs/datasets/02_toy.ipynb #a105518e
+_STYLES = dict(plain=.3, spread=.6, tight=.05, underlined=.05) # Share of each
 
 def _styled_mask(rng, text, font, size, style):
-    "Mask of a word as a sign painter might have done it"
-    mask = _word_mask(text, font, size, tight=style in ('tight', 'boxed') and ' ' not in text)
-    (w, h), thick = mask.size, max(1, size // 14)
-    if style == 'underlined': ImageDraw.Draw(mask).rectangle([0, h - 1 - thick, w, h], fill=255)
-    if style == 'boxed': ImageDraw.Draw(mask).rectangle([0, 0, w - 1, h - 1], outline=255, width=thick)
-    if style == 'worn' and h >= 14:
-        x, y = (int(v) for v in rng.integers(0, 512, 2))
-        mask = ImageChops.multiply(mask, ImageChops.offset(_wear(), x, y).resize(mask.size, box=(0, 0, min(512, w), min(512, h))))
+    "Mask of a word as a sign painter might have set it"
+    spread = dict(spread=size * rng.uniform(.3, .6), tight=-1. - max(1, size // 16)).get(style, 0.)
+    mask = _word_mask(text, font, size, spread)
+    if style == 'underlined': ImageDraw.Draw(mask).rectangle([0, mask.height - 1 - max(1, size // 14), mask.width, mask.height], fill=255)
     return mask
 
 # %% ../../nbs/datasets/02_toy.ipynb #c03bf1fc
@@ -167,10 +154,10 @@ def _stamp(image, mask, matrix, origin, colour):
     image.paste(colour, (int(x0), int(y0)), moved)
     return corners
 
-# %% ../../nbs/datasets/02_toy.ipynb #fc67475e
+# %% ../../nbs/datasets/02_toy.ipynb #6d379656
 def _layout(rng, split, height, max_width):
     "Words of a group in the group's own frame: texts, masks, and boxes float (n,4) as x, y, width, height"
-    kind, style = rng.choice(['one', 'row', 'stack'], p=[.8, .1, .1]), rng.choice(list(_STYLES), p=list(_STYLES.values()))
+    kind, style = rng.choice(['one', 'row', 'stack'], p=[.9, .05, .05]), rng.choice(list(_STYLES), p=list(_STYLES.values()))
     n, texts, masks, boxes = 1 if kind == 'one' else 2, [], [], []
     for i in range(n):
         text = toy_word(rng, split)
@@ -183,7 +170,7 @@ def _layout(rng, split, height, max_width):
         texts.append(text); masks.append(mask); boxes.append((x, y, *mask.size))
     return texts, masks, np.array(boxes, float)
 
-# %% ../../nbs/datasets/02_toy.ipynb #d17f1351
+# %% ../../nbs/datasets/02_toy.ipynb #96f51c2c
 def _apart(a, b, margin):
     "Are two convex polygons at least about `margin` px from each other?"
     for p in (a, b):
@@ -196,7 +183,7 @@ def _apart(a, b, margin):
 def _angle(rng):
     "Mostly nearly level, often turned by up to 30 degrees, sometimes steep"
     u = rng.random()
-    return rng.normal(0, 4) if u < .4 else rng.uniform(-30, 30) if u < .92 else _choose(rng, (-1, 1)) * rng.uniform(60, 90)
+    return rng.normal(0, 4) if u < .2 else rng.uniform(-30, 30) if u < .92 else _choose(rng, (-1, 1)) * rng.uniform(60, 90)
 
 def _place(rng, boxes, size, taken, tries=12):
     "Matrix and origin of a group, and its outline; None when there is no room"
@@ -207,13 +194,13 @@ def _place(rng, boxes, size, taken, tries=12):
     if (room <= 0).any(): return None
     for _ in range(tries):
         origin = 2 + rng.random(2) * room - outline.min(0)
-        if all(_apart(outline + origin, t, 3) for t in taken): return matrix, origin, outline + origin
+        if all(_apart(outline + origin, t, 10) for t in taken): return matrix, origin, outline + origin
     return None
 
-# %% ../../nbs/datasets/02_toy.ipynb #9997b28e
+# %% ../../nbs/datasets/02_toy.ipynb #a4c3f95c
 def _colour(rng, ground):
     "A colour that differs from the mean colour `ground` (RGB, 0-255) by 45 to 120 in brightness"
-    gap, light = rng.uniform(45, 120), float(np.dot(ground, (.299, .587, .114)))
+    gap, light = rng.uniform(95, 175), float(np.dot(ground, (.299, .587, .114)))
     target = light + gap if light < 90 or (light < 165 and rng.random() < .5) else light - gap
     tint = rng.uniform(-55, 55, 3)
     return tuple(int(v) for v in np.clip(target + tint - np.dot(tint, (.299, .587, .114)), 0, 255))
@@ -227,32 +214,19 @@ def _draw_word(rng, image, mask, matrix, origin, ink, effect):
         _stamp(image, wide.filter(ImageFilter.MaxFilter(3)), matrix, origin - matrix @ np.ones(2), other)
     return _stamp(image, mask, matrix, origin, ink)
 
-# %% ../../nbs/datasets/02_toy.ipynb #e7275111
-def _draw_marks(rng, draw, x, y, colour):
-    "A row or a grid of small equal marks: bars, dots, slanted strokes or bricks"
-    step, n, m = rng.uniform(5, 15), int(rng.integers(4, 10)), int(rng.choice([1, 1, 2, 3, 5]))
-    tall, wide, kind = rng.uniform(.5, 2.2) * step, rng.uniform(.25, .75) * step, int(rng.integers(4))
-    turn = _turn(_angle(rng))
-    for i in range(n):
-        for j in range(m):
-            low = np.array([i * step + (j % 2) * step / 2 * (kind == 3), j * tall * 1.35])
-            box = np.array([low, low + [wide, 0], low + [wide, tall], low + [0, tall]])
-            if kind == 2: box[2:] += [.35 * step, 0]
-            ring = box @ turn.T + [x, y]
-            if kind == 1: draw.ellipse([*(ring.mean(0) - min(wide, tall) / 2), *(ring.mean(0) + min(wide, tall) / 2)], colour)
-            else: draw.polygon([tuple(p) for p in ring], colour)
-
+# %% ../../nbs/datasets/02_toy.ipynb #44dcd2ab
 def _draw_clutter(rng, image):
-    "One thing that is not text"
+    "One thing that is not text: a solid disc, triangle, tile or bar"
     draw, (w, h) = ImageDraw.Draw(image), image.size
-    x, y, kind, thick = rng.uniform(0, w), rng.uniform(0, h), rng.random(), int(rng.integers(1, 5))
-    a, b = rng.uniform(8, 70, 2)
-    ground = np.array(image.getpixel((int(x), int(y))), float)
-    colour = tuple(int(v) for v in np.clip(ground + _choose(rng, (-1, 1)) * rng.uniform(30, 150) + rng.uniform(-30, 30, 3), 0, 255))
-    if kind < .12: draw.line([x, y, x + rng.uniform(-120, 120), y + rng.uniform(-120, 120)], colour, thick)
-    elif kind < .2: draw.rectangle([x, y, x + a, y + b], None, colour, thick)
-    elif kind < .3: draw.ellipse([x, y, x + a, y + b], colour if rng.random() < .5 else None, colour, thick)
-    else: _draw_marks(rng, draw, x, y, colour)
+    middle, size, kind = rng.uniform(0, (w, h)), rng.uniform(9, 24), int(rng.integers(6))
+    ground = np.array(image.getpixel(tuple(int(v) for v in middle)), float)
+    colour = tuple(int(v) for v in np.clip(ground + _choose(rng, (-1, 1)) * rng.uniform(100, 190) + rng.uniform(-40, 40, 3), 0, 255))
+    if kind == 0: draw.ellipse([*(middle - size * rng.uniform(.6, 1, 2)), *(middle + size * rng.uniform(.6, 1, 2))], colour)
+    else:
+        n, stretch = (3, (1, 1)) if kind == 1 else (4, (1, 1)) if kind == 2 else (4, (2., rng.uniform(.3, .7)))
+        angles = np.linspace(0, 2 * np.pi, n, endpoint=False) + np.pi / 4
+        ring = np.stack([np.cos(angles), np.sin(angles)], 1) * size * stretch @ _turn(rng.uniform(-90, 90)).T + middle
+        draw.polygon([tuple(p) for p in ring], colour)
 
 # %% ../../nbs/datasets/02_toy.ipynb #bb15b4bc
 def _draw_illegible(rng, image, split, taken):
@@ -272,18 +246,18 @@ def _draw_illegible(rng, image, split, taken):
     taken.append(outline)
     return outline
 
-# %% ../../nbs/datasets/02_toy.ipynb #bc268589
+# %% ../../nbs/datasets/02_toy.ipynb #87253190
 def _draw_group(rng, image, split, taken):
     "Draw a group of words; gives corners and texts, empty when there is no room"
     w, h = image.size
-    texts, masks, boxes = _layout(rng, split, rng.uniform(10, min(44, .2 * h)), .8 * w)
+    texts, masks, boxes = _layout(rng, split, min(.2 * h, rng.uniform(10, 16) if rng.random() < .12 else rng.uniform(16, 44)), .8 * w)
     placed = _place(rng, boxes, image.size, taken)
     if placed is None: return [], []
     matrix, origin, outline = placed
     ground = np.array(image.resize((1, 1), Image.Resampling.BOX, box=(*outline.min(0), *outline.max(0))))[0, 0].astype(float)
-    if rng.random() < .22:
+    if rng.random() < .15:
         ground, middle = rng.uniform(0, 255, 3), outline.mean(0)
-        sign = middle + (outline - middle) * rng.uniform(1.05, 1.3)
+        sign = middle + (outline - middle) * rng.uniform(1.35, 1.7)
         ImageDraw.Draw(image).polygon([tuple(p) for p in sign], fill=tuple(int(v) for v in ground))
     effect, ink, quads = rng.choice(['none', 'shadow', 'outline'], p=[.7, .15, .15]), _colour(rng, ground), []
     for mask, box in zip(masks, boxes):
@@ -304,7 +278,7 @@ def _camera(rng, image):
     tiles = _grain().resize((w, h), Image.Resampling.NEAREST, box=(x * 512 * .1, y * 512 * .1, 512, 512))
     return np.clip(np.asarray(image, np.int16) + ((np.asarray(tiles, np.int16) - 128) * int(amount * 256) >> 8), 0, 255).astype(np.uint8)
 
-# %% ../../nbs/datasets/02_toy.ipynb #e2f75329
+# %% ../../nbs/datasets/02_toy.ipynb #3c47616f
 def _toy_size(size):
     "(width, height) from one number or two"
     w, h = (size, size) if np.ndim(size) == 0 else size
@@ -321,7 +295,7 @@ def toy_text_scene(
     w, h = _toy_size(size)
     rng = np.random.default_rng([20, tuple(WORDS).index(split), int(index)])
     image, polys, texts, taken = _background(rng, split, w, h), [], [], []
-    for _ in range(rng.poisson(2.5 * w * h / 320**2)): _draw_clutter(rng, image)
+    for _ in range(rng.poisson(22 * w * h / 320**2)): _draw_clutter(rng, image)
     if rng.random() >= .08:
         wanted = max(1, round(rng.uniform(4, 8) * w * h / 320**2))
         for _ in range(2 * wanted):
@@ -332,44 +306,29 @@ def toy_text_scene(
         polys, texts = polys + [q for q in smeared if q is not None], texts + ['###'] * sum(q is not None for q in smeared)
     return _camera(rng, image), polys, texts, np.array([t == '###' for t in texts], dtype=bool)
 
-# %% ../../nbs/datasets/02_toy.ipynb #a866cd97
-def _letters(gray, block, contrast):
-    "Label map and boxes (x0,y0,x1,y1,id) of pieces brighter than their neighbourhood that could be letters"
-    import cv2
-    bright = cv2.adaptiveThreshold(gray, 255, cv2.ADAPTIVE_THRESH_MEAN_C, cv2.THRESH_BINARY, block, -contrast)
-    n, labels, stats, _ = cv2.connectedComponentsWithStats(bright, connectivity=8)
-    x, y, w, h, area = stats.T
-    fits = (h >= 5) & (h <= .2 * gray.shape[0]) & (w <= .4 * gray.shape[0]) & (area >= 12) & (area > .12 * w * h) & (area < .95 * w * h)
-    ids = np.flatnonzero(fits & (np.arange(n) > 0))
-    return labels, np.stack([x, y, x + w, y + h], 1)[ids].astype(float), ids
-
-# %% ../../nbs/datasets/02_toy.ipynb #dbe28296
+# %% ../../nbs/datasets/02_toy.ipynb #feadd08d
 def threshold_baseline(
     image,             # uint8 (H,W,3) RGB
-    block:int=21,      # Side of the neighbourhood, px, odd
-    contrast:int=60,   # How much brighter or darker than it, 0-255
-    gap:float=1.,      # Largest gap between letters, times their height
-    similar:float=.4,  # Smallest ratio of neighbouring heights
-    letters:int=3,     # Fewest letters of a word
+    block:int=31,      # Side of the neighbourhood, px, odd
+    contrast:int=80,   # How much brighter or darker than it, 0-255
+    join:int=19,       # Gaps up to this are closed, px
+    least:int=250,     # Smallest word, px²
 ) -> list:             # Quads, float (4,2), px
-    "Find text without learning: adaptive threshold, connected components, chains of letters"
+    "Find text without learning: adaptive threshold, gaps closed, connected components"
     import cv2
-    from scipy.sparse.csgraph import connected_components
     gray, out = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), []
     for side in (gray, 255 - gray):
-        labels, box, ids = _letters(side, block, contrast)
-        if not len(ids): continue
-        low, high, tall = box[:, None, :2], box[:, None, 2:], box[:, 3] - box[:, 1]
-        apart = np.maximum(low, low.swapaxes(0, 1)) - np.minimum(high, high.swapaxes(0, 1))
-        big, small = np.maximum.outer(tall, tall), np.minimum.outer(tall, tall)
-        linked = (apart[..., 0] < gap * big) & (apart[..., 1] < -.5 * similar * big) & (small > similar * big)
-        _, chain = connected_components(linked)
-        for c in np.flatnonzero(np.bincount(chain) >= letters):
-            y, x = np.nonzero(np.isin(labels, ids[chain == c]))
-            out.append(cv2.boxPoints(cv2.minAreaRect(np.stack([x, y], 1).astype(np.float32))).astype(float) + .5)
+        bright = cv2.adaptiveThreshold(side, 255, cv2.ADAPTIVE_THRESH_MEAN_C, cv2.THRESH_BINARY, block, -contrast)
+        closed = cv2.morphologyEx(bright, cv2.MORPH_CLOSE, np.ones((3, join), np.uint8))
+        n, labels, stats, _ = cv2.connectedComponentsWithStats(closed, connectivity=8)
+        for i in range(1, n):
+            x, y, w, h, area = stats[i]
+            if area < least or max(w, h) > .8 * gray.shape[0]: continue
+            pts = np.stack(np.nonzero(labels[y:y+h, x:x+w] == i)[::-1], 1).astype(np.float32) + (x, y)
+            out.append(cv2.boxPoints(cv2.minAreaRect(pts.astype(np.float32))).astype(float))
     return out
 
-# %% ../../nbs/datasets/02_toy.ipynb #0afe8bd1
+# %% ../../nbs/datasets/02_toy.ipynb #2d4b9d13
 _TOY_VERSION = 2 # Raised when the scenes change, so that old sets are drawn again
 
 def _write_split(folder, split, n, size):
@@ -378,7 +337,9 @@ def _write_split(folder, split, n, size):
     for i in range(n):
         image, polys, texts, _ = toy_text_scene(i, split, size)
         lines = [','.join(str(int(round(v))) for v in q.reshape(-1)) + f',{t}\n' for q, t in zip(polys, texts)]
-        Image.fromarray(image).save(folder/split/f'img/img_{i + 1}.jpg', quality=92)
+        packed = io.BytesIO()
+        Image.fromarray(image).save(packed, 'JPEG', quality=92)
+        (folder/split/f'img/img_{i + 1}.jpg').write_bytes(packed.getvalue())   # a full disk is an error here, and silence in Pillow
         (folder/split/f'gt/gt_img_{i + 1}.txt').write_text(''.join(lines), encoding='utf-8', newline='\n')
 
 def _toy_is_there(folder, wanted):
@@ -388,7 +349,7 @@ def _toy_is_there(folder, wanted):
     files = [folder/s/f for s in WORDS for i in range(1, wanted[s] + 1) for f in (f'img/img_{i}.jpg', f'gt/gt_img_{i}.txt')]
     return told == wanted and all(f.is_file() for f in files)
 
-# %% ../../nbs/datasets/02_toy.ipynb #7835693d
+# %% ../../nbs/datasets/02_toy.ipynb #1a5f40ed
 def make_toy_text(
     folder,            # Where to write; made when missing
     n_train:int=400,   # Training scenes
