@@ -3,7 +3,7 @@
 Nothing is downloaded and no Quarto is needed. `main('docs')` writes the site; a broken link, a symbol without
 its place in a page's contents or a notebook outside the sidebar ends the build with a list of what is wrong.
 """
-import html, json, os, re, shutil, subprocess, sys, tempfile
+import ast, html, json, os, re, shutil, subprocess, sys, tempfile
 from concurrent.futures import ProcessPoolExecutor
 from html.parser import HTMLParser
 from multiprocessing import get_context
@@ -43,6 +43,17 @@ class run_docs(procs.exec_show_docs):
         if hasattr(self, 'k'):
             self.k.user_ns['SymbolDoc'] = SymbolDoc
             self.k.run_cell('from functools import partial\nshow_doc = partial(show_doc, renderer=SymbolDoc)')
+
+    def __call__(self, cell):
+        "Exported cells run whole; of the others only the imports, the rest of a demonstration has been run and saved"
+        source = ''.join(cell.source) if cell.get('source') else ''
+        if cell.cell_type != 'code' or not source or not self.nb.has_docs_: return
+        if not (cell.directives_.keys() & {'export', 'exports', 'exporti'} or re.search(r'^show_doc\(', source, re.M)):
+            wanted = [n for n in cell.parsed_() or [] if isinstance(n, (ast.Import, ast.ImportFrom))]
+            if wanted and cell.directives_.get('eval:', [''])[0].lower() != 'false': self.k.run_cell('\n'.join(map(ast.unparse, wanted)))
+            return
+        self.k.cell(cell)
+        if self.k.exc: raise Exception(f'in a cell of the page:\n{source}') from self.k.exc
 
 
 def drop_hidden(cell):
@@ -93,6 +104,7 @@ def local_links(text, page):
     cfg = get_config()
     base = re.escape(f"{cfg['doc_host'].rstrip('/')}{cfg['doc_baseurl'].rstrip('/')}/")
     up = '../' * (len(page.parts) - 1)
+    text = re.sub(r'\[(`_\w+`)\]\([^)]*\)', r'\1', text)   # private names have no place to link to
     text = re.sub(base + r'([\w/.-]+?\.html)', lambda m: up + m[1], text)
     return re.sub(r'(\]\()([\w/.-]+?)\.ipynb(#[\w.-]+)?\)', lambda m: f"{m[1]}{_page_of_link(m[2])}.html{m[3] or ''})", text)
 
@@ -260,6 +272,7 @@ def build(out, readme=False, workers=2):
             symbols = dict(pool.map(render, all_notebooks(), [src]*len(all_notebooks())))
         for f in here.glob('*.css'): shutil.copy(f, src/f.name)
         shutil.copy(here/'worker.js', src/'worker.js')
+        if (nbs/'images').exists(): shutil.copytree(nbs/'images', src/'images')
         cfg = yaml.safe_load((here/'mkdocs.yml').read_text(encoding='utf-8'))
         cfg |= dict(docs_dir='src', site_dir='site', nav=sidebar())
         (tmp/'mkdocs.yml').write_text(yaml.safe_dump(cfg, sort_keys=False), encoding='utf-8')

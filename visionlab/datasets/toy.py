@@ -126,12 +126,12 @@ def _word_mask(text, font, size, spread=0.):
         pen += r - l + spread
     return mask
 
-# %% ../../nbs/datasets/02_toy.ipynb #a105518e
-_STYLES = dict(plain=.3, spread=.6, tight=.05, underlined=.05) # Share of each
+# %% ../../nbs/datasets/02_toy.ipynb #2a7f9542
+_STYLES = dict(plain=.45, spread=.4, tight=.05, underlined=.1) # Share of each
 
 def _styled_mask(rng, text, font, size, style):
     "Mask of a word as a sign painter might have set it"
-    spread = dict(spread=size * rng.uniform(.3, .6), tight=-1. - max(1, size // 16)).get(style, 0.)
+    spread = dict(spread=size * rng.uniform(.25, .45), tight=-1. - max(1, size // 16)).get(style, 0.)
     mask = _word_mask(text, font, size, spread)
     if style == 'underlined': ImageDraw.Draw(mask).rectangle([0, mask.height - 1 - max(1, size // 14), mask.width, mask.height], fill=255)
     return mask
@@ -154,10 +154,10 @@ def _stamp(image, mask, matrix, origin, colour):
     image.paste(colour, (int(x0), int(y0)), moved)
     return corners
 
-# %% ../../nbs/datasets/02_toy.ipynb #6d379656
+# %% ../../nbs/datasets/02_toy.ipynb #6e56ad00
 def _layout(rng, split, height, max_width):
     "Words of a group in the group's own frame: texts, masks, and boxes float (n,4) as x, y, width, height"
-    kind, style = rng.choice(['one', 'row', 'stack'], p=[.9, .05, .05]), rng.choice(list(_STYLES), p=list(_STYLES.values()))
+    kind, style = rng.choice(['one', 'row', 'stack'], p=[.93, .035, .035]), rng.choice(list(_STYLES), p=list(_STYLES.values()))
     n, texts, masks, boxes = 1 if kind == 'one' else 2, [], [], []
     for i in range(n):
         text = toy_word(rng, split)
@@ -170,7 +170,7 @@ def _layout(rng, split, height, max_width):
         texts.append(text); masks.append(mask); boxes.append((x, y, *mask.size))
     return texts, masks, np.array(boxes, float)
 
-# %% ../../nbs/datasets/02_toy.ipynb #96f51c2c
+# %% ../../nbs/datasets/02_toy.ipynb #0df80ebd
 def _apart(a, b, margin):
     "Are two convex polygons at least about `margin` px from each other?"
     for p in (a, b):
@@ -183,7 +183,7 @@ def _apart(a, b, margin):
 def _angle(rng):
     "Mostly nearly level, often turned by up to 30 degrees, sometimes steep"
     u = rng.random()
-    return rng.normal(0, 4) if u < .2 else rng.uniform(-30, 30) if u < .92 else _choose(rng, (-1, 1)) * rng.uniform(60, 90)
+    return rng.normal(0, 4) if u < .2 else rng.uniform(-30, 30) if u < .94 else _choose(rng, (-1, 1)) * rng.uniform(60, 90)
 
 def _place(rng, boxes, size, taken, tries=12):
     "Matrix and origin of a group, and its outline; None when there is no room"
@@ -194,13 +194,13 @@ def _place(rng, boxes, size, taken, tries=12):
     if (room <= 0).any(): return None
     for _ in range(tries):
         origin = 2 + rng.random(2) * room - outline.min(0)
-        if all(_apart(outline + origin, t, 10) for t in taken): return matrix, origin, outline + origin
+        if all(_apart(outline + origin, t, 13) for t in taken): return matrix, origin, outline + origin
     return None
 
-# %% ../../nbs/datasets/02_toy.ipynb #a4c3f95c
+# %% ../../nbs/datasets/02_toy.ipynb #28e450ed
 def _colour(rng, ground):
     "A colour that differs from the mean colour `ground` (RGB, 0-255) by 45 to 120 in brightness"
-    gap, light = rng.uniform(95, 175), float(np.dot(ground, (.299, .587, .114)))
+    gap, light = rng.uniform(120, 200), float(np.dot(ground, (.299, .587, .114)))
     target = light + gap if light < 90 or (light < 165 and rng.random() < .5) else light - gap
     tint = rng.uniform(-55, 55, 3)
     return tuple(int(v) for v in np.clip(target + tint - np.dot(tint, (.299, .587, .114)), 0, 255))
@@ -214,19 +214,17 @@ def _draw_word(rng, image, mask, matrix, origin, ink, effect):
         _stamp(image, wide.filter(ImageFilter.MaxFilter(3)), matrix, origin - matrix @ np.ones(2), other)
     return _stamp(image, mask, matrix, origin, ink)
 
-# %% ../../nbs/datasets/02_toy.ipynb #44dcd2ab
-def _draw_clutter(rng, image):
-    "One thing that is not text: a solid disc, triangle, tile or bar"
+# %% ../../nbs/datasets/02_toy.ipynb #f9073b79
+def _draw_clutter(rng, image, taken):
+    "One thing that is not text, beside the words: a solid disc, triangle, tile or bar"
     draw, (w, h) = ImageDraw.Draw(image), image.size
-    middle, size, kind = rng.uniform(0, (w, h)), rng.uniform(9, 24), int(rng.integers(6))
+    middle, size, kind = rng.uniform(0, (w, h)), rng.uniform(13, 26), int(rng.integers(6))
     ground = np.array(image.getpixel(tuple(int(v) for v in middle)), float)
     colour = tuple(int(v) for v in np.clip(ground + _choose(rng, (-1, 1)) * rng.uniform(100, 190) + rng.uniform(-40, 40, 3), 0, 255))
-    if kind == 0: draw.ellipse([*(middle - size * rng.uniform(.6, 1, 2)), *(middle + size * rng.uniform(.6, 1, 2))], colour)
-    else:
-        n, stretch = (3, (1, 1)) if kind == 1 else (4, (1, 1)) if kind == 2 else (4, (2., rng.uniform(.3, .7)))
-        angles = np.linspace(0, 2 * np.pi, n, endpoint=False) + np.pi / 4
-        ring = np.stack([np.cos(angles), np.sin(angles)], 1) * size * stretch @ _turn(rng.uniform(-90, 90)).T + middle
-        draw.polygon([tuple(p) for p in ring], colour)
+    n, stretch = ((24, rng.uniform(.6, 1, 2)), (3, (1, 1)), (4, (1, 1)))[kind] if kind < 3 else (4, (2., rng.uniform(.4, .8)))
+    angles = np.linspace(0, 2 * np.pi, n, endpoint=False) + np.pi / 4
+    ring = np.stack([np.cos(angles), np.sin(angles)], 1) * size * stretch @ _turn(rng.uniform(-90, 90)).T + middle
+    if all(_apart(ring, t, 3) for t in taken): draw.polygon([tuple(p) for p in ring], colour)
 
 # %% ../../nbs/datasets/02_toy.ipynb #bb15b4bc
 def _draw_illegible(rng, image, split, taken):
@@ -246,11 +244,11 @@ def _draw_illegible(rng, image, split, taken):
     taken.append(outline)
     return outline
 
-# %% ../../nbs/datasets/02_toy.ipynb #87253190
+# %% ../../nbs/datasets/02_toy.ipynb #3d973fbe
 def _draw_group(rng, image, split, taken):
     "Draw a group of words; gives corners and texts, empty when there is no room"
     w, h = image.size
-    texts, masks, boxes = _layout(rng, split, min(.2 * h, rng.uniform(10, 16) if rng.random() < .12 else rng.uniform(16, 44)), .8 * w)
+    texts, masks, boxes = _layout(rng, split, min(.2 * h, rng.uniform(10, 16) if rng.random() < .05 else rng.uniform(20, 44)), .8 * w)
     placed = _place(rng, boxes, image.size, taken)
     if placed is None: return [], []
     matrix, origin, outline = placed
@@ -259,7 +257,7 @@ def _draw_group(rng, image, split, taken):
         ground, middle = rng.uniform(0, 255, 3), outline.mean(0)
         sign = middle + (outline - middle) * rng.uniform(1.35, 1.7)
         ImageDraw.Draw(image).polygon([tuple(p) for p in sign], fill=tuple(int(v) for v in ground))
-    effect, ink, quads = rng.choice(['none', 'shadow', 'outline'], p=[.7, .15, .15]), _colour(rng, ground), []
+    effect, ink, quads = rng.choice(['none', 'shadow', 'outline'], p=[.84, .08, .08]), _colour(rng, ground), []
     for mask, box in zip(masks, boxes):
         if quads and rng.random() < .6: ink = _colour(rng, ground)
         quads.append(_draw_word(rng, image, mask, matrix, origin + matrix @ box[:2], ink, effect))
@@ -278,7 +276,7 @@ def _camera(rng, image):
     tiles = _grain().resize((w, h), Image.Resampling.NEAREST, box=(x * 512 * .1, y * 512 * .1, 512, 512))
     return np.clip(np.asarray(image, np.int16) + ((np.asarray(tiles, np.int16) - 128) * int(amount * 256) >> 8), 0, 255).astype(np.uint8)
 
-# %% ../../nbs/datasets/02_toy.ipynb #3c47616f
+# %% ../../nbs/datasets/02_toy.ipynb #b8d8fbe0
 def _toy_size(size):
     "(width, height) from one number or two"
     w, h = (size, size) if np.ndim(size) == 0 else size
@@ -295,7 +293,6 @@ def toy_text_scene(
     w, h = _toy_size(size)
     rng = np.random.default_rng([20, tuple(WORDS).index(split), int(index)])
     image, polys, texts, taken = _background(rng, split, w, h), [], [], []
-    for _ in range(rng.poisson(22 * w * h / 320**2)): _draw_clutter(rng, image)
     if rng.random() >= .08:
         wanted = max(1, round(rng.uniform(4, 8) * w * h / 320**2))
         for _ in range(2 * wanted):
@@ -304,32 +301,31 @@ def toy_text_scene(
             polys, texts = polys + quads, texts + words
         smeared = [_draw_illegible(rng, image, split, taken) for _ in range(int(rng.choice([0, 1, 2], p=[.6, .25, .15])))]
         polys, texts = polys + [q for q in smeared if q is not None], texts + ['###'] * sum(q is not None for q in smeared)
+    for _ in range(rng.poisson(36 * w * h / 320**2)): _draw_clutter(rng, image, taken)
     return _camera(rng, image), polys, texts, np.array([t == '###' for t in texts], dtype=bool)
 
-# %% ../../nbs/datasets/02_toy.ipynb #feadd08d
+# %% ../../nbs/datasets/02_toy.ipynb #feab33d7
 def threshold_baseline(
     image,             # uint8 (H,W,3) RGB
-    block:int=31,      # Side of the neighbourhood, px, odd
-    contrast:int=80,   # How much brighter or darker than it, 0-255
-    join:int=19,       # Gaps up to this are closed, px
-    least:int=250,     # Smallest word, px²
+    join:int=25,       # Gaps up to this are closed, px
+    least:int=600,     # Smallest word, px²
 ) -> list:             # Quads, float (4,2), px
-    "Find text without learning: adaptive threshold, gaps closed, connected components"
+    "Find text without learning: Otsu's threshold, gaps closed, connected components"
     import cv2
     gray, out = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), []
     for side in (gray, 255 - gray):
-        bright = cv2.adaptiveThreshold(side, 255, cv2.ADAPTIVE_THRESH_MEAN_C, cv2.THRESH_BINARY, block, -contrast)
+        bright = cv2.threshold(side, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)[1]
         closed = cv2.morphologyEx(bright, cv2.MORPH_CLOSE, np.ones((3, join), np.uint8))
         n, labels, stats, _ = cv2.connectedComponentsWithStats(closed, connectivity=8)
         for i in range(1, n):
             x, y, w, h, area = stats[i]
             if area < least or max(w, h) > .8 * gray.shape[0]: continue
-            pts = np.stack(np.nonzero(labels[y:y+h, x:x+w] == i)[::-1], 1).astype(np.float32) + (x, y)
-            out.append(cv2.boxPoints(cv2.minAreaRect(pts.astype(np.float32))).astype(float))
+            pixels = np.argwhere(labels[y:y+h, x:x+w] == i)[:, ::-1] + (x, y)
+            out.append(cv2.boxPoints(cv2.minAreaRect(pixels.astype(np.float32))).astype(float))
     return out
 
-# %% ../../nbs/datasets/02_toy.ipynb #2d4b9d13
-_TOY_VERSION = 2 # Raised when the scenes change, so that old sets are drawn again
+# %% ../../nbs/datasets/02_toy.ipynb #942b4574
+_TOY_VERSION = 3 # Raised when the scenes change, so that old sets are drawn again
 
 def _write_split(folder, split, n, size):
     "Images and label files of one split"

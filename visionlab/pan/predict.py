@@ -142,9 +142,9 @@ def evaluate_pan(
     misses = explain_misses(judge.found, [s.polygons for s in samples], [s.ignore for s in samples], [str(i) for i in range(len(samples))])
     return PANScore(judge.score, figures['text_iou'], misses, cut, report, seconds, judge.results, samples)
 
-# %% ../../nbs/pan/06_predict.ipynb #06ef8dbf
-DEMO_SETTINGS = dict(name='pan-demo', val_ratio=0.08, input_size=256, test_size=320, scale=(0.85, 1.15), rotate=8., batch_size=8, backbone='resnet18',
-                     pretrained=False, epochs=6, lr=2e-3, lr_scheduler='PolynomialLR', clip_grad=5., amp=True, num_workers=0, bce_weight=1., show_images_interval=0)
+# %% ../../nbs/pan/06_predict.ipynb #47ee5b2f
+DEMO_SETTINGS = dict(name='pan-demo', val_ratio=0.06, input_size=256, test_size=320, scale=(0.85, 1.15), rotate=8., batch_size=4, backbone='resnet18', head='conv1x1',
+                     fpem_repeat=1, pretrained=False, epochs=3, lr=3e-3, lr_scheduler='PolynomialLR', amp=True, num_workers=0, bce_weight=1., show_images_interval=0)
 
 # %% ../../nbs/pan/06_predict.ipynb #39b19260
 def demo_picture(
@@ -169,11 +169,11 @@ def baseline_score(
     from visionlab.core.files import read_image
     return text_hmean([threshold_baseline(read_image(s.path)) for s in samples], [s.polygons for s in samples], [s.ignore for s in samples])
 
-# %% ../../nbs/pan/06_predict.ipynb #692d55ae
+# %% ../../nbs/pan/06_predict.ipynb #1ed3d571
 def pan_demo(
     output_dir='output', # Folder for the data, the run and the picture
     seed:int=42,         # Seed of everything random, 0 or above
-    n_train:int=480,     # Training scenes
+    n_train:int=510,     # Training scenes
     n_test:int=80,       # Unseen scenes
     **settings,          # `PANConfig` fields that take the place of the demo's
 ) -> PANScore:           # Figures on the unseen scenes
