@@ -37,7 +37,7 @@ bench: $(READY) ## speed side by side, printed as a table (single thread)
 	@$(PY) -m tests.bench
 
 docs: $(READY) ## build the site from the notebooks into docs/, and README.md from the home page
-	@$(PY) -c "import runpy, sys; sys.path.insert(0, 'nbs/_site'); import build; build.main('docs')"
+	@$(PY) -W ignore -c "import sys; sys.path.insert(0, 'nbs/_site'); import build; build.main('docs')"
 
 notebooks: $(READY) ## restart and run all notebooks, save their outputs
 	@for nb in $$(find nbs -name '*.ipynb' -not -path '*/.*' -not -path '*/_*' | sort); do \
