@@ -61,7 +61,7 @@ def test_paths(tmp_path, monkeypatch):
 
 
 def test_device_there_and_not_there():
-    torch = pytest.importorskip('torch')
+    import torch
     assert check_device(torch.device('cpu')) == torch.device('cpu')
     n = torch.cuda.device_count() if torch.cuda.is_available() else 0
     with pytest.raises(InputError, match='this machine has no'): check_device(f'cuda:{n}')
@@ -72,7 +72,7 @@ def test_device_there_and_not_there():
 
 
 def test_shape_of_tensors_and_arrays():
-    torch = pytest.importorskip('torch')
+    import torch
     assert check_shape('t', torch.zeros(2, 6, 4, 8), 'B,6,H,W') == dict(B=2, H=4, W=8)
     assert check_shape('t', torch.zeros(1, 2, 3, 3), '...,N,N') == dict(N=3)
     for shape in ('B,6,H', 'B,6,H,W,X', '...,6,B,H,W,X', 'H,H,B,W'):
