@@ -95,13 +95,13 @@ def _whole(ck, path):
     return ck
 
 def load_checkpoint(
-    path,               # File that `save_checkpoint` wrote
+    path,               # File that `save_checkpoint` wrote; a checkpoint that is read already passes through
     system=None,        # Name of the system it must belong to, None: any
     map_location='cpu', # Device the tensors are put on
 ) -> dict:              # All keys of the table above
     "Read a checkpoint without running anything that is in it"
-    path = check_file(path, 'checkpoint')
-    ck = _read(path)
+    ck = path if isinstance(path, dict) else _read(path := check_file(path, 'checkpoint'))
+    if isinstance(path, dict): path = 'the checkpoint given'
     if not isinstance(ck, dict) or ck.get('format') != FORMAT: raise SavedFileError(f"'{path}' is not a checkpoint of visionlab")
     made = ck.get('format_version')
     if type(made) is not int: raise SavedFileError(f"'{path}' is damaged: its format_version is {made!r}, a whole number is needed")

@@ -176,7 +176,8 @@ class Trainer:
     ):
         self.learn,self.config,self.system,self.model_fields = learn,config,system or getattr(learn, 'system', ''),tuple(model_fields)
         self.meta,self.show_images,self.report,self.say = meta,show_images,report,say or (noop if rank_distrib() else print_line)
-        self.start,self.ready,self.source,resume,weights = 0,False,None,setting(config, 'resume_checkpoint'),setting(config, 'finetune_checkpoint')
+        self.start,self.ready,self.stopped_by_hand,self.source = 0,False,False,None
+        resume,weights = setting(config, 'resume_checkpoint'),setting(config, 'finetune_checkpoint')
         if resume and weights: raise InputError('"resume_checkpoint" goes on with a run, "finetune_checkpoint" starts a new one: give one of them')
         self.folder = new_run_folder(setting(config, 'output_dir'), setting(config, 'name'))
         if resume: self.resume(resume)
@@ -234,7 +235,7 @@ def open(self:Trainer):
 @patch
 def train(self:Trainer):
     "Train up to `epochs`, and leave checkpoints and logs in the folder"
-    n = setting(self.config, 'epochs')
+    n,self.stopped_by_hand = setting(self.config, 'epochs'),False
     if self.ready and self.latest.exists(): self.resume(self.latest)
     if not self.ready: self.open()
     if self.start >= n: self.say(f'nothing to do: {self.start} epochs are trained and "epochs" is {n}')
@@ -242,6 +243,7 @@ def train(self:Trainer):
     self.say(f"run folder '{self.folder}'" + (f', going on after epoch {self.start}' if self.start else ''))
     try: self.learn.fit(n, start_epoch=self.start)
     except KeyboardInterrupt:
+        self.stopped_by_hand = True
         done = self.learn.run_state.history
         self.say(f"stopped by hand; {len(done)} of {n} epochs are saved." + (f" To go on: --resume-checkpoint '{self.latest}'" if done else ''))
         return self
