@@ -13,11 +13,11 @@ from .checks import check_choice
 from .checks import check_range
 from .config import check_fields
 
-# %% ../../nbs/core/04_settings.ipynb #da79ee22
+# %% ../../nbs/core/04_settings.ipynb #e7debe29
 OPTIMIZERS = ('Adam', 'AdamW', 'SGD')
-SCHEDULES = ('StepLR', 'PolynomialLR', 'none')
+SCHEDULES = ('StepLR', 'PolynomialLR', 'OneCycleLR', 'none')
 
-# %% ../../nbs/core/04_settings.ipynb #f1b9421c
+# %% ../../nbs/core/04_settings.ipynb #b6b446e6
 @dataclass(frozen=True)
 class RunConfig:
     "Settings that every training run has, whatever the system"
@@ -73,12 +73,12 @@ def _check_run(
     if c.resume_checkpoint and c.finetune_checkpoint:
         raise InputError('`resume_checkpoint` goes on with a run and `finetune_checkpoint` starts a new one: give one of them')
 
-# %% ../../nbs/core/04_settings.ipynb #f30ec44f
+# %% ../../nbs/core/04_settings.ipynb #fff0fdc0
 def _check_optimizer(
     c:RunConfig, # Settings to check
 ):
     "Raise `InputError` for an argument that the chosen optimiser does not have"
-    if c.optimizer == 'SGD' and c.amsgrad is not None:
+    if c.optimizer == 'SGD' and c.amsgrad:
         raise InputError('`amsgrad` belongs to Adam and AdamW, but `optimizer` is SGD: leave `amsgrad` out')
     if c.optimizer != 'SGD' and c.momentum is not None:
         raise InputError(f'`momentum` belongs to SGD, but `optimizer` is {c.optimizer}: leave `momentum` out')
