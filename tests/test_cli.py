@@ -346,6 +346,69 @@ def test_stopped_by_hand_and_a_closed_pipe(vl, monkeypatch):
     finally: sys.stdout = out
 
 
+class Interrupt:
+    "Ctrl+C in the middle of training, as a batch sees it"
+    def __init__(self, monkeypatch):
+        from visionlab.training.callbacks import RunState
+        def stop(self): raise KeyboardInterrupt
+        monkeypatch.setattr(RunState, 'before_batch', stop, raising=False)
+
+
+def test_ctrl_c_in_training_is_no_success(vl, toy, monkeypatch):
+    Interrupt(monkeypatch)
+    code, out, err = vl('train', 'pan', '--train-path', toy/'train', *TINY)
+    assert code == 130 and 'stopped by hand; 0 of 1 epochs are saved' in out and 'Everything is in' not in out and err == '\nvisionlab: stopped\n'
+
+
+def test_ctrl_c_ends_the_demo(vl, monkeypatch):
+    import visionlab.pan.predict as predict
+    tiny = dict(n_train=6, n_test=2, input_size=64, test_size=64, batch_size=2, epochs=1, backbone='shufflenetv2', head='conv1x1', device='cpu', tensorboard=False)
+    monkeypatch.setattr(predict, 'pan_demo', functools.partial(predict.pan_demo, **tiny))
+    Interrupt(monkeypatch)
+    code, out, err = vl('demo', 'pan')
+    assert code == 130 and 'unseen images' not in out
+
+
+def test_evaluate_asks_for_what_is_given_and_reads_once(done, best, monkeypatch):
+    import visionlab.pan.predict as predict
+    import visionlab.training.checkpoint as checkpoint
+    asked, reads, real, read = [], [], predict.evaluate_pan, checkpoint._read
+    monkeypatch.setattr(predict, 'evaluate_pan', lambda ck, **kwargs: (asked.append(kwargs), real(ck, **kwargs))[1])
+    monkeypatch.setattr(checkpoint, '_read', lambda path: (reads.append(path), read(path))[1])
+    done('evaluate', best, '--device', 'cpu')
+    assert 'min_score' not in asked[0] and len(reads) == 1
+    done('evaluate', best, '--device', 'cpu', '--min-score', 0)
+    assert asked[1]['min_score'] == 0 and len(reads) == 2
+
+
+def test_names_on_disks_that_ignore_case(done, toy, best, tmp_path):
+    for folder, name in (('a', 'Page.jpg'), ('b', 'page.jpg'), ('c', 'PAGE-2.jpg')):
+        (tmp_path/folder).mkdir()
+        shutil.copy(toy/'test/img/img_1.jpg', tmp_path/folder/name)
+    done('predict', best, '--source', 'a', 'b', 'c')
+    names = [r['name'] for r in rows('predictions')]
+    assert names[0] == 'Page' and len({n.lower() for n in names}) == 3 and len(list(Path('predictions').glob('*.jpg'))) == 3
+
+
+@pytest.mark.parametrize('error,said', [(MemoryError(), 'the memory is not enough'), (torch.cuda.OutOfMemoryError('CUDA out of memory.'), "device's memory is not enough"),
+                                        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"), 'a smaller --batch-size'), ('cv2', 'OpenCV refused: (-215')])
+def test_machines_that_are_too_small(refused, monkeypatch, error, said):
+    import cv2
+    import visionlab.cli.app as app
+    def fail(words):
+        if error == 'cv2': cv2.cvtColor(None, cv2.COLOR_RGB2GRAY)
+        raise error
+    monkeypatch.setitem(app._commands, 'check', (fail, '', ''))
+    assert said in refused('check', 'pan')
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
+    import visionlab.cli.app as app
+    def fail(words): raise RuntimeError('a bug')
+    monkeypatch.setitem(app._commands, 'check', (fail, '', ''))
+    with pytest.raises(RuntimeError, match='a bug'): main(['check', 'pan'])
+
+
 def test_warnings_of_ours_are_lines_and_those_of_others_are_not_shown(vl, monkeypatch):
     import warnings
     import visionlab.cli.app as app

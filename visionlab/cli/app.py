@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import sys
+import unicodedata
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,7 @@ def _train(words):
     config = parse_args(system.load('config'), words, prog=f'visionlab train {name}', description=f'Train {system.title}.')
     trainer = system.load('trainer')(config)
     trainer.train()
+    if trainer.stopped_by_hand: raise KeyboardInterrupt
     if not trainer.best.exists(): return
     best = shlex.quote(str(trainer.best))
     print(f'\nEverything is in {trainer.folder}\n  visionlab evaluate {best}\n  visionlab predict {best} --source YOUR_IMAGES')
@@ -101,7 +103,9 @@ def _evaluate(words):
     options = parse_args(EvaluateOptions, words, prog='visionlab evaluate CHECKPOINT', description='Score a checkpoint on data with ground truth.')
     from visionlab.inference.predictor import checkpoint_system
     _check_target('save', options.save)
-    score = checkpoint_system(path)[0].load('evaluate')(path, data=options.data, device=options.device, batch_size=options.batch_size, min_score=options.min_score)
+    system, checkpoint = checkpoint_system(path)
+    given = {} if options.min_score is None else dict(min_score=options.min_score)    # a system that knows no such cut is not asked for it
+    score = system.load('evaluate')(checkpoint, data=options.data, device=options.device, batch_size=options.batch_size, **given)
     print(score)
     if options.save: write_json(options.save, score.to_dict())
 
@@ -165,9 +169,10 @@ def _write_result(out, name, image, result, options):
 
 def _fresh(stem, names):
     "A file name that no earlier image has"
+    same = lambda name: unicodedata.normalize('NFC', name).casefold()
     name, k = stem, 2
-    while name in names: name, k = f'{stem}-{k}', k + 1
-    names.add(name)
+    while same(name) in names: name, k = f'{stem}-{k}', k + 1
+    names.add(same(name))
     return name
 
 # %% ../../nbs/cli/00_app.ipynb #47289f6d
@@ -190,6 +195,16 @@ def _one_line(error):
     if isinstance(error, OSError) and not isinstance(error, InputError) and error.strerror:
         text = f"cannot use '{error.filename}': {error.strerror}" if error.filename is not None else error.strerror
     return ' '.join(text.split())
+
+# %% ../../nbs/cli/00_app.ipynb #a8093774
+def _out_of_means(error):
+    "A line about memory that is not there, or about what OpenCV refused; '' for any other error"
+    kinds, text = {f'{c.__module__}.{c.__name__}' for c in type(error).__mro__}, ' '.join(str(error).split())
+    gpu = any(k.endswith('.OutOfMemoryError') for k in kinds)
+    if gpu or isinstance(error, MemoryError) or "can't allocate memory" in text or 'Failed to allocate' in text:
+        where = "the device's memory" if gpu else 'the memory'
+        return f'{where} is not enough for this: a smaller --batch-size, smaller images or --device cpu need less ({text[:160] or type(error).__name__})'
+    return f'OpenCV refused: {text.rpartition("error: ")[2][:240]}' if 'cv2.error' in kinds else ''
 
 # %% ../../nbs/cli/00_app.ipynb #58732d30
 @contextlib.contextmanager
@@ -226,8 +241,11 @@ def main(
     except BrokenPipeError:     # the reader of a pipe, such as `head`, has seen enough
         sys.stdout = open(os.devnull, 'w')
         return 141
-    except (InputError, OSError) as e: print('visionlab:', _one_line(e), file=sys.stderr)
     except KeyboardInterrupt:
         print('\nvisionlab: stopped', file=sys.stderr)
         return 130
+    except Exception as e:
+        line = _one_line(e) if isinstance(e, (InputError, OSError)) else _out_of_means(e)
+        if not line: raise
+        print('visionlab:', line, file=sys.stderr)
     return 2

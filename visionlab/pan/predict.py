@@ -120,7 +120,7 @@ def _runs_of_one_shape(samples, items, batch_size):
 
 # %% ../../nbs/pan/06_predict.ipynb #57f9fc8f
 def evaluate_pan(
-    checkpoint,          # Path of a checkpoint
+    checkpoint,          # Path of a checkpoint, or what `load_checkpoint` gave
     data=(),             # Data sets with ground truth, paths; empty for the validation set of the run
     device:str='auto',   # auto, cpu, cuda, cuda:N or mps
     batch_size:int=1,    # Images of one size that go through the network together
@@ -182,6 +182,7 @@ def pan_demo(
     trainer = PANTrainer(PANConfig(**{**DEMO_SETTINGS, **dict(train_path=(f'{toy}/train',), output_dir=str(output_dir), seed=seed), **settings}))
     start = time.perf_counter()
     trainer.train()
+    if trainer.stopped_by_hand: raise KeyboardInterrupt     # nobody waits for figures of a part of a demo
     minutes = (time.perf_counter() - start)/60
     score = evaluate_pan(trainer.best, toy/'test')
     picture = trainer.folder/'detections.jpg'
