@@ -130,7 +130,7 @@ def test_every_threshold_of_a_sweep_is_a_full_evaluation(seed):
 
 def test_sweep_of_nothing():
     best, table = sweep_score([[]], [[]], [[]])
-    assert len(table) == 20 and all(r.hmean == 0 for r in table) and 0 <= best < 1
+    assert len(table) == 36 and all(r.hmean == 0 for r in table) and 0 <= best < 1
     assert sweep_score([], [], [])[1][0].n_pred == 0
 
 

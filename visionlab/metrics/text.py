@@ -266,7 +266,7 @@ class SweepTable(list):
         ax.set(xlabel='score threshold', ylim=(0,1.02)); ax.legend()
         return ax
 
-# %% ../../nbs/metrics/00_text.ipynb #41b90b36
+# %% ../../nbs/metrics/00_text.ipynb #eb56a565
 def _all_scores(scores, preds):
     "The scores of all predictions in one row"
     if len(scores) != len(preds): raise InputError(f'"scores" needs one entry for each of the {len(preds)} images, got {len(scores)}')
@@ -281,12 +281,12 @@ def sweep_score(
     scores,             # For each image one score a prediction
     truths,             # For each image a list of true polygons (N,2), px
     ignores=None,       # For each image one bool a truth, True where it does not count; None: all count
-    thresholds=None,    # Score thresholds to try; None: 0 to 0.95 in steps of 0.05
+    thresholds=None,    # Score thresholds to try; None: 0 to 0.8 in steps of 0.05, then to 0.99 in steps of 0.01
     iou:float=0.5,      # A match is above this intersection over union
     overlap:float=0.5,  # A prediction is ignored with more than this share of its area in one ignored truth
 ) -> tuple:             # (best threshold, `SweepTable`); of equally good ones the middle one
     "Evaluate every score threshold, to choose one on validation images"
-    cuts = np.sort(np.arange(20)/20 if thresholds is None else np.asarray(thresholds, float).reshape(-1))
+    cuts = np.sort(np.r_[np.arange(16)/20, np.arange(80, 100)/100] if thresholds is None else np.asarray(thresholds, float).reshape(-1))
     if not len(cuts) or not np.isfinite(cuts).all(): raise InputError(f'"thresholds" needs finite numbers, at least one, got {thresholds}')
     flat,o = _all_scores(scores, preds), TextOverlaps(preds, truths, ignores, iou, overlap)
     table,n_truth = SweepTable(), int((~o.ignore).sum())
