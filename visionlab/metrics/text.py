@@ -14,6 +14,8 @@ from collections import Counter
 from dataclasses import dataclass
 from ..core.checks import InputError
 from ..core.checks import check_range
+from ..core.tables import html_table
+from ..core.tables import text_table
 from ..geometry.polygons import as_shapes
 
 # %% ../../nbs/metrics/00_text.ipynb #a0887349
@@ -105,16 +107,6 @@ def _shares(matched, n_pred, n_truth):
     p,r = matched/n_pred if n_pred else 0., matched/n_truth if n_truth else 0.
     return p, r, 2*p*r/(p+r) if p+r else 0.
 
-def _text_table(head, rows):
-    "Rows of strings as aligned lines"
-    widths = [max(map(len, col)) for col in zip(head, *rows)]
-    return '\n'.join('  '.join(c.ljust(w) if k == 0 else c.rjust(w) for k,(c,w) in enumerate(zip(r, widths))).rstrip() for r in [head, *rows])
-
-def _html_table(head, rows):
-    "Rows of strings as an HTML table"
-    line = lambda cells,tag: '<tr>' + ''.join(f'<{tag}>{html.escape(c)}</{tag}>' for c in cells) + '</tr>'
-    return '<table>' + line(head, 'th') + ''.join(line(r, 'td') for r in rows) + '</table>'
-
 # %% ../../nbs/metrics/00_text.ipynb #27635de1
 @dataclass(frozen=True)
 class ImageScore:
@@ -140,7 +132,7 @@ class TextScore:
     notes:tuple=()             # One line on each polygon that was not sound
 
     def _cells(self): return [f'{v:.4f}' for v in (self.precision, self.recall, self.hmean)] + [str(v) for v in (self.matched, self.n_truth, self.n_pred, len(self.per_image))]
-    def _repr_html_(self): return _html_table(['precision','recall','hmean','found','words','predictions','images'], [self._cells()]) + ''.join(f'<p>{html.escape(n)}</p>' for n in self.notes[:5])
+    def _repr_html_(self): return html_table(['precision','recall','hmean','found','words','predictions','images'], [self._cells()]) + ''.join(f'<p>{html.escape(n)}</p>' for n in self.notes[:5])
     def __repr__(self):
         p,r,h,m,t,n,i = self._cells()
         notes = f"; {len(self.notes)} unsound polygons, see `notes`" if self.notes else ''
@@ -201,8 +193,8 @@ class MissTable(list):
         rows = [[k, str(n), str(n - sum(each[k].values())), *[str(each[k][r]) for r in used]] for k,n in self.words.items()]
         total = ['all', str(sum(self.words.values())), str(sum(self.words.values()) - len(self)), *[str(self.counts[r]) for r in used]]
         return ['image', 'words', 'found', *used], rows[:30] + ([[f'... {len(rows)-30} more'] + ['']*(len(used)+2)] if len(rows) > 30 else []) + [total]
-    def __repr__(self): return _text_table(*self._rows())
-    def _repr_html_(self): return _html_table(*self._rows())
+    def __repr__(self): return text_table(*self._rows())
+    def _repr_html_(self): return html_table(*self._rows())
 
 # %% ../../nbs/metrics/00_text.ipynb #910aa09c
 def _miss_reason(o, iou, used, merging, s):
@@ -254,8 +246,8 @@ class SweepRow:
 class SweepTable(list):
     "The rows of a threshold sweep"
     def _rows(self): return ['threshold','precision','recall','hmean','predictions'], [[f'{r.threshold:.3g}', f'{r.precision:.4f}', f'{r.recall:.4f}', f'{r.hmean:.4f}', str(r.n_pred)] for r in self]
-    def __repr__(self): return _text_table(*self._rows())
-    def _repr_html_(self): return _html_table(*self._rows())
+    def __repr__(self): return text_table(*self._rows())
+    def _repr_html_(self): return html_table(*self._rows())
     def show(self,
         ax=None, # Matplotlib axes; None: new ones
     ):           # The axes
