@@ -97,7 +97,17 @@ def to_dict(
         return os.fspath(o) if isinstance(o, os.PathLike) else o
     return {f.name: plain(getattr(cfg, f.name)) for f in fields(cfg) if f.init}
 
-# %% ../../nbs/core/02_config.ipynb #4b6f1b57
+# %% ../../nbs/core/02_config.ipynb #fe4636e8
+def _own_names(cls, d, source=''):
+    "Settings by name, with aliases replaced by the fields they stand for"
+    other,out = getattr(cls, 'aliases', {}), {}
+    for k,v in d.items():
+        name = other.get(k, k)
+        if name in out: raise InputError(f'{source}"{next(n for n in d if other.get(n, n) == name)}" and "{k}" are two names of one setting: give one of them')
+        out[name] = v
+    return out
+
+# %% ../../nbs/core/02_config.ipynb #191aa70f
 def from_dict(
     cls,                 # Dataclass
     d:dict,              # Settings by name
@@ -105,7 +115,7 @@ def from_dict(
 ):                       # An instance of `cls`
     "Settings from plain values; an unknown key or a wrong type is an `InputError`"
     if not isinstance(d, dict): raise InputError(f'{source} must hold settings by name ({{"name": value, ...}}), got {type(d).__name__}')
-    hints,own = get_type_hints(cls), {f.name: f for f in fields(cls) if f.init}
+    hints,own,d = get_type_hints(cls), {f.name: f for f in fields(cls) if f.init}, _own_names(cls, d, f'{source}: ')
     wrong = [k for k in d if k not in own]
     if wrong:
         others = ', no '.join(f'"{k}"' for k in wrong[1:4]) + (' ...' if len(wrong) > 4 else '')
@@ -116,18 +126,18 @@ def from_dict(
     try: return cls(**values)
     except InputError as e: raise type(e)(f'{source}: {e}') from None
 
-# %% ../../nbs/core/02_config.ipynb #79929b1f
+# %% ../../nbs/core/02_config.ipynb #c2d8598f
 def replace_config(
     cfg,       # Dataclass instance
     **changes, # Fields to change
 ):             # A new instance
     "A copy of `cfg` with some fields changed, checked like any other"
-    hints,own = get_type_hints(type(cfg)), [f.name for f in fields(cfg) if f.init]
+    hints,own,changes = get_type_hints(type(cfg)), [f.name for f in fields(cfg) if f.init], _own_names(type(cfg), changes)
     for k in changes:
         if k not in own: raise InputError(f'{type(cfg).__name__} has no setting "{k}".{did_you_mean(k, own)}')
     return dataclasses.replace(cfg, **{k: _checked(k, v, hints[k]) for k,v in changes.items()})
 
-# %% ../../nbs/core/02_config.ipynb #37ed4eee
+# %% ../../nbs/core/02_config.ipynb #319d9fe4
 def save_config(
     cfg,  # Dataclass instance
     path, # JSON file to write
@@ -146,7 +156,7 @@ def load_config(
         except InputError as e: raise type(e)(f"'{path}': {e}") from None
     return d if isinstance(d, cls) else from_dict(cls, d, f"'{path}'")
 
-# %% ../../nbs/core/02_config.ipynb #aafc76e9
+# %% ../../nbs/core/02_config.ipynb #a0b7097e
 def _class_source(cls):
     "Source text of a class, '' when there is none"
     with contextlib.suppress(OSError, TypeError): return textwrap.dedent(inspect.getsource(cls))
@@ -158,7 +168,7 @@ def _class_source(cls):
                 if isinstance(node, ast.ClassDef) and node.name == cls.__name__: return textwrap.dedent('\n'.join(text.split('\n')[node.lineno-1:node.end_lineno]))
     return ''
 
-# %% ../../nbs/core/02_config.ipynb #268193eb
+# %% ../../nbs/core/02_config.ipynb #1dbe3a9d
 def field_help(
     cls,    # Dataclass
 ) -> dict:  # Comment of each field by name, '' where there is none
@@ -177,7 +187,7 @@ def field_help(
             found[node.target.id] = said
     return {f.name: found.get(f.name, '') for f in fields(cls)}
 
-# %% ../../nbs/core/02_config.ipynb #29f530c8
+# %% ../../nbs/core/02_config.ipynb #b05e2935
 def _double(cls, default):
     "A dataclass that looks like `cls` to tyro, with help texts and the defaults of `default`"
     import tyro
@@ -186,19 +196,21 @@ def _double(cls, default):
         if not f.init: continue
         value = getattr(default, f.name) if default is not None else f.default if f.default_factory is MISSING else f.default_factory()
         hint = '(default: none)' if value in ('', (), None) else None
-        arg = tyro.conf.arg(help=notes[f.name] or ' ', help_behavior_hint=hint)
+        also = ', '.join('--'+a.replace('_','-') for a,n in getattr(cls, 'aliases', {}).items() if n == f.name)
+        arg = tyro.conf.arg(help=notes[f.name]+(f'. Also {also}' if also else '') or ' ', help_behavior_hint=hint)
         items.append((f.name, Annotated[hints[f.name], arg]) + (() if value is MISSING else (dataclasses.field(default_factory=lambda v=value: v),)))
     if 'config' not in hints:
         arg = tyro.conf.arg(help='JSON file with settings; the options given here win over it', metavar='FILE', help_behavior_hint='(default: none)')
         items.insert(0, ('config', Annotated[str, arg], dataclasses.field(default='')))
     return dataclasses.make_dataclass(cls.__name__, items, kw_only=True)
 
-# %% ../../nbs/core/02_config.ipynb #0305b8c9
+# %% ../../nbs/core/02_config.ipynb #4a0a7f91
 _truth = {**dict.fromkeys(('true','yes','on','1'), True), **dict.fromkeys(('false','no','off','0'), False)}
 
-def _regular_words(args, double, prog):
+def _regular_words(args, double, prog, aliases=None):
     "The same arguments in the one form that tyro takes"
-    hints = get_type_hints(double)
+    hints,typed = get_type_hints(double), {}
+    other = {p+a.replace('_','-'): p+n.replace('_','-') for a,n in (aliases or {}).items() for p in ('--', '--no-')}
     known = {'--'+n.replace('_','-'): hints[n] for n in hints}
     known.update({'--no-'+o[2:]: None for o,t in list(known.items()) if t is bool}, **{'--help': None})
     words,out = list(args), []
@@ -206,20 +218,22 @@ def _regular_words(args, double, prog):
         word = words.pop(0)
         if not re.match(r'--?[A-Za-z]|--$', word) or word == '-h' or re.fullmatch('-(inf|nan)', word.lower()): out.append(word); continue
         name,eq,value = word.partition('=')
-        name = name.replace('_', '-')
+        said = name = name.replace('_', '-')
+        name = other.get(said, said)
+        if typed.setdefault(name.replace('--no-', '--'), said.replace('--no-', '--')) != said.replace('--no-', '--'): raise InputError(f'"{typed[name.replace("--no-", "--")]}" and "{said}" are two names of one option: give one of them')
         if name.split('.')[0] not in known:
-            near = nearest(name.lstrip('-'), [o[2:] for o in known])   # without the dashes, or all would be alike
+            near = nearest(name.lstrip('-'), [o[2:] for o in (*known, *(o for o in other if other[o] in known))])   # without the dashes, or all would be alike
             raise InputError(f'"{name}" is no option of {prog!r}.{f" Did you mean --{near}?" if near else ""} All of them: {prog} --help')
         if known.get(name) is bool and (eq or (words and not words[0].startswith('-'))):
             value = value if eq else words.pop(0)
-            if value.lower() not in _truth: raise InputError(f'"{name}" is a switch: {name}, --no-{name[2:]}, {name} True or {name} False, got {value!r}')
+            if value.lower() not in _truth: raise InputError(f'"{said}" is a switch: {said}, --no-{said[2:]}, {said} True or {said} False, got {value!r}')
             out.append(name if _truth[value.lower()] else f'--no-{name[2:]}')
         else:
             if get_origin(known.get(name)) in (tuple, list) and any(o.partition('=')[0] == name for o in out): raise InputError(f'"{name}" is given twice. Write all its values behind one: {name} A B')
             out += [name + eq + value]
     return out
 
-# %% ../../nbs/core/02_config.ipynb #7a666014
+# %% ../../nbs/core/02_config.ipynb #6e65eec4
 def _one_line(box, args, double, prog):
     "One line that says what tyro said in a box"
     hints = get_type_hints(double)
@@ -239,7 +253,7 @@ def _one_line(box, args, double, prog):
     tip = did_you_mean(given[0], get_args(hint)) if given and get_origin(hint) is Literal else ''
     return f'"{name}" needs {_kind(hint).replace("null", "None")}, got {" ".join(map(repr, given)) or "nothing"}.{tip}'.removesuffix('.')
 
-# %% ../../nbs/core/02_config.ipynb #2e9af884
+# %% ../../nbs/core/02_config.ipynb #1e023889
 def parse_args(
     cls,                # Dataclass
     args=None,          # Words behind the command, None: those of this process
@@ -250,7 +264,7 @@ def parse_args(
     "Settings from a command line; `--help` prints and exits, a mistake is an `InputError` of one line"
     import tyro
     prog,args = prog or Path(sys.argv[0]).name, list(sys.argv[1:] if args is None else args)
-    words = _regular_words(args, _double(cls, default), prog)
+    words = _regular_words(args, _double(cls, default), prog, getattr(cls, 'aliases', None))
     files = [b if not a.startswith('--config=') else a.partition('=')[2] for a,b in zip(words, words[1:]+['']) if a == '--config' or a.startswith('--config=')]
     if files and files[-1] and 'config' not in get_type_hints(cls): default = load_config(cls, files[-1])
     double,box = _double(cls, default), io.StringIO()

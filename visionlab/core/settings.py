@@ -17,7 +17,7 @@ from .config import check_fields
 OPTIMIZERS = ('Adam', 'AdamW', 'SGD')
 SCHEDULES = ('StepLR', 'PolynomialLR', 'OneCycleLR', 'none')
 
-# %% ../../nbs/core/04_settings.ipynb #b6b446e6
+# %% ../../nbs/core/04_settings.ipynb #90029d14
 @dataclass(frozen=True)
 class RunConfig:
     "Settings that every training run has, whatever the system"
@@ -31,30 +31,35 @@ class RunConfig:
     num_workers:int = 2           # Processes that prepare samples beside the training, 0 for none
     pin_memory:bool = False       # Page-locked host memory, for faster copies to a GPU
     optimizer:str = 'Adam'        # Adam, AdamW or SGD
-    lr:float = 1e-3               # Learning rate at the start, above 0
+    adam_eps:float = 1e-8         # Adam and AdamW: added to the root of the second moment; larger makes rarely moved weights move less, above 0
+    lr:float = 1e-3               # Learning rate at the start; with OneCycleLR its maximum; above 0
     weight_decay:float = 0.       # Decay of the weights as the optimiser defines it, 0 or above
     amsgrad:bool|None = None      # Adam and AdamW: keep the largest second moment; None means True
     momentum:float|None = None    # SGD: momentum in [0, 1); None means 0.9
-    lr_scheduler:str = 'StepLR'   # StepLR (by epochs), PolynomialLR (by optimiser steps, down to 0) or none (a constant rate)
+    lr_scheduler:str = 'StepLR'   # StepLR (by epochs), PolynomialLR (by optimiser steps, down to 0), OneCycleLR (by optimiser steps, up to lr and down) or none (a constant rate)
     step_size:int = 200           # StepLR: epochs between two drops, 1 or above
     gamma:float = 0.1             # StepLR: factor of each drop, in (0, 1]
     power:float = 0.9             # PolynomialLR: exponent, above 0
     clip_grad:float = 0.          # Largest gradient norm, 0 for no clipping
     accumulate:int = 1            # Batches summed into one optimiser step, 1 or above
     amp:bool = False              # Mixed precision: bfloat16 on the CPU and on GPUs that have it, float16 with a scaler on older ones
-    patience:int = 0              # Early stopping: epochs without a better score, 0 to train to the end
+    eval_step:int = 0             # Optimiser steps between two evaluations, 0 to evaluate after each epoch
+    patience:int = 0              # Early stopping: evaluations without a better score, 0 to train to the end
+    check_best_cooldown:int = 0   # Evaluations at the start that are not judged: none of them is the best, none counts as waiting
     metrics:str = 'loss'          # What decides about the best checkpoint: loss, or a figure of the system's evaluator
     display_interval:int = 10     # Batches between two lines of progress and two points in the logs, 1 or above
     show_images_interval:int = 50 # Batches between two pictures in TensorBoard, 0 for none
+    save_checkpoints:bool = False # Keep a checkpoint of every evaluation, beside the latest and the best
     resume_checkpoint:str = ''    # Checkpoint to go on from exactly as it was, "" for none
     finetune_checkpoint:str = ''  # Checkpoint that lends only its weights, "" for none
     tensorboard:bool = True       # Log to the run's tb/ folder
     wandb:bool = False            # Log to Weights & Biases, offline unless its own environment says otherwise
-    csv:bool = True               # Write history.csv, a row an epoch
+    csv:bool = True               # Write history.csv, a row an evaluation
+    aliases = dict(workers='num_workers', use_amp='amp', load_model='finetune_checkpoint')   # other programs' names for these
 
     def __post_init__(self): _check_run(self)
 
-# %% ../../nbs/core/04_settings.ipynb #5e485c0c
+# %% ../../nbs/core/04_settings.ipynb #38b9584f
 def _check_run(
     c:RunConfig, # Settings to check
 ):
@@ -64,22 +69,23 @@ def _check_run(
         raise InputError(f"`name` is the name of a folder inside `output_dir`, got {c.name!r}: use letters, digits, '-' and '_'")
     for k, choices in dict(optimizer=OPTIMIZERS, lr_scheduler=SCHEDULES).items(): check_choice(k, getattr(c, k), choices)
     for k in 'epochs batch_size step_size accumulate display_interval'.split(): check_range(k, getattr(c, k), 1, kind=int)
-    for k in 'seed num_workers patience show_images_interval'.split(): check_range(k, getattr(c, k), 0, kind=int)
+    for k in 'seed num_workers eval_step patience check_best_cooldown show_images_interval'.split(): check_range(k, getattr(c, k), 0, kind=int)
     for k in 'weight_decay clip_grad'.split(): check_range(k, getattr(c, k), 0)
-    for k in 'lr power gamma'.split():
+    for k in 'lr power gamma adam_eps'.split():
         if not getattr(c, k) > 0: raise InputError(f"`{k}` must be above 0, got {getattr(c, k)}")
     if c.gamma > 1: raise InputError(f"`gamma` is a factor in (0, 1], got {c.gamma}")
     _check_optimizer(c)
     if c.resume_checkpoint and c.finetune_checkpoint:
         raise InputError('`resume_checkpoint` goes on with a run and `finetune_checkpoint` starts a new one: give one of them')
 
-# %% ../../nbs/core/04_settings.ipynb #fff0fdc0
+# %% ../../nbs/core/04_settings.ipynb #b9a90db5
 def _check_optimizer(
     c:RunConfig, # Settings to check
 ):
     "Raise `InputError` for an argument that the chosen optimiser does not have"
-    if c.optimizer == 'SGD' and c.amsgrad:
-        raise InputError('`amsgrad` belongs to Adam and AdamW, but `optimizer` is SGD: leave `amsgrad` out')
+    for k in ('amsgrad', 'adam_eps'):
+        if c.optimizer == 'SGD' and getattr(c, k) != getattr(type(c), k): raise InputError(f'`{k}` belongs to Adam and AdamW, but `optimizer` is SGD: leave `{k}` out')
     if c.optimizer != 'SGD' and c.momentum is not None:
         raise InputError(f'`momentum` belongs to SGD, but `optimizer` is {c.optimizer}: leave `momentum` out')
     if c.momentum is not None and not 0 <= c.momentum < 1: raise InputError(f'`momentum` lies in [0, 1), got {c.momentum}')
+    if c.momentum is not None and c.lr_scheduler == 'OneCycleLR': raise InputError('`momentum` moves between 0.95 and 0.85 under OneCycleLR: leave it out, or choose another `lr_scheduler`')

@@ -15,7 +15,7 @@ from ..core.checks import check_device
 from ..core.checks import check_range
 from .transforms import sample_seed
 
-# %% ../../nbs/datasets/04_loaders.ipynb #13ed1ad7
+# %% ../../nbs/datasets/04_loaders.ipynb #b8f83ac1
 class SeededDataset:
     "Samples and the function that makes training items of them; an item depends on (seed, epoch, index) alone"
     def __init__(self,
@@ -49,7 +49,7 @@ def pad_collate(
         return out
     return tuple(map(stack, zip(*items)))
 
-# %% ../../nbs/datasets/04_loaders.ipynb #49b9f853
+# %% ../../nbs/datasets/04_loaders.ipynb #b1705ef1
 class _Failure:
     def __init__(self, error): self.error = error
 
@@ -61,7 +61,9 @@ class SeededDL(TfmdDL):
         shuffle:bool=False,# Another order each epoch?
         num_workers:int=0, # Processes that make items; 0: the main one
         **kwargs,          # Passed on to fastai's `TfmdDL`
-    ): super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=num_workers, **kwargs)
+    ):
+        super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=num_workers, **kwargs)
+        self.span = None    # first and last batch of the stretch that is gone through, None: the whole epoch
 
     @property
     def epoch(self): return getattr(self.dataset, 'epoch', 0)
@@ -71,6 +73,14 @@ class SeededDL(TfmdDL):
     def shuffle_fn(self, idxs):
         rng = np.random.default_rng((getattr(self.dataset, 'seed', 0), self.epoch, 2**32 - 1))
         return [idxs[i] for i in rng.permutation(len(idxs))]
+    def get_idxs(self):
+        idxs = super().get_idxs()
+        return idxs if self.span is None else idxs[self.span[0]*self.bs:self.span[1]*self.bs]
+    def batches(self, first, last):
+        "Batches `first` to `last` (not included) of this epoch"
+        self.span = first,last
+        try: yield from self
+        finally: self.span = None
     def after_iter(self):
         super().after_iter()
         if self.shuffle and hasattr(self.dataset, 'epoch'): self.set_epoch(self.epoch + 1)
@@ -96,10 +106,10 @@ class SeededDL(TfmdDL):
         return show(self.one_batch() if b is None else b, max_n, **kwargs)
 
     def batch_files(self, i):
-        "Paths of the images in batch `i` of this epoch"
+        "Paths of the images in batch `i` of this epoch, or of the stretch of it that is gone through"
         return [self.dataset.samples[j].path for j in self.get_idxs()[i*self.bs:(i+1)*self.bs]]
 
-# %% ../../nbs/datasets/04_loaders.ipynb #2a3040f2
+# %% ../../nbs/datasets/04_loaders.ipynb #1a49f26d
 def seeded_dataloaders(
     train_ds,               # `SeededDataset` to learn from
     val_ds=None,            # `SeededDataset` to judge by, or None

@@ -22,7 +22,7 @@ from ..core.systems import system_names
 from ..datasets.samples import Report
 from ..training.checkpoint import load_checkpoint
 
-# %% ../../nbs/inference/02_predictor.ipynb #0dfc6e9d
+# %% ../../nbs/inference/02_predictor.ipynb #8c91c3ed
 WINDOW = 4 # Batches' worth of images that are in memory at a time
 
 class Predictor:
@@ -35,7 +35,8 @@ class Predictor:
         checkpoint:dict=None,  # Parts of the checkpoint that the model came from
     ):
         self.device = check_device(device)
-        self.model, self.prepare, self.finish = model.to(self.device).eval(), prepare, finish
+        self.model = model.to(self.device, memory_format=torch.channels_last).eval()     # as in training, see `make_learner`
+        self.prepare, self.finish = prepare, finish
         self.checkpoint = checkpoint or {}
 
     def __call__(self,
@@ -63,7 +64,7 @@ class Predictor:
             for i, maps in zip(group, out): results[i] = self.finish(maps.float().cpu(), ready[i][1])
         return results
 
-# %% ../../nbs/inference/02_predictor.ipynb #52f9fb84
+# %% ../../nbs/inference/02_predictor.ipynb #13a39586
 def _same_shape(
     shapes:list,    # Shape of each prepared image
     batch_size:int, # Largest group
@@ -85,7 +86,7 @@ def _checked_source(
         raise InputError(f'`source` is a path or a uint8 RGB array (H,W,3), got {what}')
     return source
 
-# %% ../../nbs/inference/02_predictor.ipynb #1dbbd658
+# %% ../../nbs/inference/02_predictor.ipynb #6a248923
 def stream_results(
     predictor:Predictor,  # Model to ask
     paths:list,           # Image files
@@ -102,7 +103,7 @@ def stream_results(
             except (ImageError, OSError) as e: report.add('unreadable image', p, str(e).split("': ", 1)[-1])
         if got: yield from ((p, im, r) for (p, im), r in zip(got, predictor.batch([im for _, im in got], batch_size)))
 
-# %% ../../nbs/inference/02_predictor.ipynb #e5497567
+# %% ../../nbs/inference/02_predictor.ipynb #5d93b0f7
 def checkpoint_system(
     path,     # Checkpoint file written by a visionlab run
 ) -> tuple:   # Its `System`, and the parts of the checkpoint
@@ -112,7 +113,7 @@ def checkpoint_system(
     if name not in known: raise SavedFileError(f"'{path}' is a checkpoint of the system {name!r}, which is not installed here. There is {', '.join(known) or 'none'}.")
     return find_system(name), checkpoint
 
-# %% ../../nbs/inference/02_predictor.ipynb #81060a46
+# %% ../../nbs/inference/02_predictor.ipynb #6dec86ff
 def load_predictor(
     path,              # Checkpoint file written by a visionlab run
     device:str='auto', # auto, cpu, cuda, cuda:N or mps

@@ -220,7 +220,7 @@ def pan_loss(
     c = config
     return PANLoss(c.alpha, c.beta, c.delta_agg, c.delta_dis, c.ohem_ratio, c.reduction, c.convention, c.bce_weight)
 
-# %% ../../nbs/pan/05_learner.ipynb #403c3e5c
+# %% ../../nbs/pan/05_learner.ipynb #26ff99df
 def pan_learner(
     dls,              # From `pan_dataloaders`
     config:PANConfig, # Settings
@@ -233,7 +233,6 @@ def pan_learner(
         raise InputError('`metrics` is hmean, which needs validation images: give `val_path`, a `val_ratio` above 0, or `metrics` loss')
     evaluator = PANEvaluator(dls.valid.dataset.samples, config) if len(dls.loaders) > 1 else None
     model = model if model is not None else pan_model(config)
-    if config.amp: model = model.to(memory_format=torch.channels_last)
     learn = make_learner(dls, model, loss_func or pan_loss(config), config, system='pan',
                          evaluator=evaluator, **kwargs)
     return learn

@@ -42,7 +42,7 @@ SEGMENTATION_METRICS = ('iou', 'dice', 'loss')
 SCORE_PROTOCOLS = ('macro', 'micro', 'imagewise')
 IGNORED_PIXEL = 255  # what the padding of a mask holds, and every pixel that does not count, once a mask is a tensor
 
-# %% ../../nbs/segmentation/00_config.ipynb #a5f17552
+# %% ../../nbs/segmentation/00_config.ipynb #04dc312e
 @dataclass(frozen=True)
 class SegmentationConfig(RunConfig):
     "Everything that decides about a segmentation run"
@@ -52,6 +52,7 @@ class SegmentationConfig(RunConfig):
     batch_size:int = 8                       # Images in a training step, 1 or above
     optimizer:str = 'AdamW'                  # Adam, AdamW or SGD
     lr:float = 1e-3                          # Learning rate; its maximum where the schedule is OneCycleLR, above 0
+    adam_eps:float = 1e-3                    # Adam and AdamW: added to the root of the second moment; larger makes rarely moved weights move less, above 0
     weight_decay:float = 1e-3                # Decay of the weights as the optimiser defines it, 0 or above
     amsgrad:bool|None = False                # Adam and AdamW: keep the largest second moment; None means True
     lr_scheduler:str = 'OneCycleLR'          # OneCycleLR (up to lr and down, by optimiser steps), StepLR, PolynomialLR or none

@@ -6,7 +6,7 @@
 __all__ = ['DEFAULTS', 'FREE_SETTINGS', 'setting', 'make_opt_func', 'EvaluatorColumn', 'evaluator_columns', 'make_learner',
            'new_run_folder', 'changed_settings', 'changed_curve', 'format_change', 'Trainer']
 
-# %% ../../nbs/training/03_learner.ipynb #40e5ee63
+# %% ../../nbs/training/03_learner.ipynb #c6392fba
 import inspect,shutil
 from dataclasses import fields
 from pathlib import Path
@@ -25,7 +25,7 @@ from .callbacks import Accumulate,Autocast,CheckpointCallback,EarlyStopper,Epoch
 from .checkpoint import load_checkpoint,load_weights,seed_everything
 from .loggers import CSVLog,ProgressLog,TensorBoardLog,WandbLog,format_row,print_line,wants_bars
 
-# %% ../../nbs/training/03_learner.ipynb #fba66b6a
+# %% ../../nbs/training/03_learner.ipynb #f4c48cf7
 DEFAULTS = {f.name: f.default for f in fields(RunConfig)} | dict(
     epochs=1,            # 600 epochs are a recipe for a detector, not what is meant by naming no number
     lr_scheduler='none', # a rate that drops needs to know the length of the run
@@ -38,16 +38,17 @@ def setting(
     "A setting of the engine by name"
     return getattr(config, name, DEFAULTS[name])
 
-# %% ../../nbs/training/03_learner.ipynb #abaa7bdf
+# %% ../../nbs/training/03_learner.ipynb #fe9e723d
 _optimizers = dict(Adam=torch.optim.Adam, AdamW=torch.optim.AdamW, SGD=torch.optim.SGD)
 _usual = dict(Adam=dict(amsgrad=True), AdamW=dict(amsgrad=True), SGD=dict(momentum=.9))
 
 def make_opt_func(
-    config, # Settings: optimizer, weight_decay, amsgrad, momentum
+    config, # Settings: optimizer, adam_eps, weight_decay, amsgrad, momentum
 ):          # Function for `Learner(opt_func=...)`
     "torch's optimiser of that name with its arguments, as fastai wants it"
     name = check_choice('optimizer', setting(config, 'optimizer'), tuple(_optimizers))
     kwargs = dict(_usual[name], weight_decay=setting(config, 'weight_decay'))
+    if name != 'SGD': kwargs['eps'] = check_range('adam_eps', setting(config, 'adam_eps'), above=0)
     for k in ('amsgrad', 'momentum'):
         v = setting(config, k)
         if v is None: continue
@@ -55,7 +56,7 @@ def make_opt_func(
         elif v: raise InputError(f'"{k}" is no argument of {name}: leave it out, or choose {" or ".join(n for n,o in _optimizers.items() if k in inspect.signature(o).parameters)}')
     return partial(OptimWrapper, opt=_optimizers[name], **kwargs)
 
-# %% ../../nbs/training/03_learner.ipynb #fd6c8d53
+# %% ../../nbs/training/03_learner.ipynb #c3d529f0
 class EvaluatorColumn(Metric):
     "One figure of an evaluator as a metric of fastai; the first one does the work for all"
     def __init__(self,
@@ -89,7 +90,7 @@ def evaluator_columns(
     shared = SimpleNamespace(seen=False, figures=None)
     return [EvaluatorColumn(evaluator, i, shared) for i in range(len(evaluator.names))]
 
-# %% ../../nbs/training/03_learner.ipynb #5074f525
+# %% ../../nbs/training/03_learner.ipynb #aedc370e
 def make_learner(
     dls,             # fastai `DataLoaders`, best from `seeded_dataloaders`
     model,           # Module
@@ -107,14 +108,15 @@ def make_learner(
     if num_distrib() > 1 and not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         raise InputError(f'this version trains in one process, and was started as one of {num_distrib()} (WORLD_SIZE): start it without torchrun')
     s,device = partial(setting, config), check_device(setting(config, 'device'))
-    schedule = EpochSchedule(s('lr_scheduler'), s('step_size'), s('gamma'), s('power'), s('accumulate'))
-    own = [RunState(s('metrics')), LossParts(), NonFiniteStop(), EarlyStopper(s('patience')), schedule]
+    schedule = EpochSchedule(s('lr_scheduler'), s('step_size'), s('gamma'), s('power'))
+    own = [RunState(s('metrics'), cooldown=s('check_best_cooldown')), LossParts(), NonFiniteStop(), EarlyStopper(s('patience')), schedule]
     if s('amp'): own.append(Autocast(s('amp')))
     if s('accumulate') != 1: own.append(Accumulate(s('accumulate')))
     if check_range('clip_grad', s('clip_grad'), low=0): own.append(GradientClip(s('clip_grad')))
-    learn = ResumableLearner(dls.to(device), model.to(device), loss_func, opt_func=make_opt_func(config), lr=check_range('lr', s('lr'), above=0),
+    learn = ResumableLearner(dls.to(device), model.to(device, memory_format=torch.channels_last), loss_func, opt_func=make_opt_func(config), lr=check_range('lr', s('lr'), above=0),
                              metrics=[*L(metrics), *evaluator_columns(evaluator)], cbs=[*own, *L(cbs)], **kwargs)
     learn.system,learn.config,learn.evaluator = system,config,evaluator
+    learn.eval_step = check_range('eval_step', s('eval_step'), low=0, kind=int)
     if progress == 'auto': progress = 'bar' if wants_bars() else 'lines'
     if progress != 'bar':
         if hasattr(learn, 'progress'): learn.remove_cb(learn.progress)
@@ -131,8 +133,8 @@ def new_run_folder(
     while folder.exists(): folder,i = folder.with_name(f'{name}-{i}'), i+1
     return folder
 
-# %% ../../nbs/training/03_learner.ipynb #260b5e99
-FREE_SETTINGS = ('name', 'epochs', 'output_dir', 'resume_checkpoint', 'finetune_checkpoint', 'display_interval', 'show_images_interval', 'tensorboard', 'wandb', 'csv', 'num_workers', 'pin_memory', 'device', 'pretrained')
+# %% ../../nbs/training/03_learner.ipynb #c1685611
+FREE_SETTINGS = ('name', 'epochs', 'output_dir', 'resume_checkpoint', 'finetune_checkpoint', 'save_checkpoints', 'display_interval', 'show_images_interval', 'tensorboard', 'wandb', 'csv', 'num_workers', 'pin_memory', 'device', 'pretrained')
 
 def changed_settings(
     old:dict,        # Settings in the checkpoint
@@ -142,7 +144,7 @@ def changed_settings(
     "What a resumed run would do differently, `InputError` if the saved state does not fit it"
     flat = lambda v: [flat(x) for x in v] if isinstance(v, (list, tuple)) else v
     diff = {k: (old[k], new[k]) for k in old if k in new and k not in FREE_SETTINGS and flat(old[k]) != flat(new[k])}
-    bad = [k for k in diff if k in (*fixed, 'optimizer', 'amsgrad')]
+    bad = [k for k in diff if k in (*fixed, 'optimizer', 'amsgrad', 'eval_step')]
     if bad: raise InputError(f"the run cannot be resumed with {format_change({k: diff[k] for k in bad})}: its state fits the old value only. Use `finetune_checkpoint` to take the weights along into a new run.")
     return diff
 
@@ -151,9 +153,9 @@ def changed_curve(
     new:dict, # Settings now
 ) -> str:     # A line for the user, '' if the curve is the same
     "What another number of epochs does to the learning rate"
-    a,b = old.get('epochs'),new.get('epochs')
-    if new.get('lr_scheduler') != 'PolynomialLR' or None in (a, b) or a == b: return ''
-    return f'"epochs" {a} -> {b}: PolynomialLR reaches 0 at the last epoch, so the learning rate goes on along another curve than before'
+    a,b,kind = old.get('epochs'),new.get('epochs'),new.get('lr_scheduler')
+    if kind not in ('PolynomialLR', 'OneCycleLR') or None in (a, b) or a == b: return ''
+    return f'"epochs" {a} -> {b}: {kind} reaches its end at the last epoch, so the learning rate goes on along another curve than before'
 
 def format_change(
     diff:dict, # Name -> (old, new)
@@ -161,9 +163,10 @@ def format_change(
     "Changed settings in one line"
     return ', '.join(f'"{k}" {a!r} -> {b!r}' for k,(a,b) in diff.items())
 
-# %% ../../nbs/training/03_learner.ipynb #2490a992
+# %% ../../nbs/training/03_learner.ipynb #c0f01e84
 class Trainer:
     "A learner with a run folder: checkpoints, logs, resume"
+    latest_name,best_name,each_name = 'latest.pth','best.pth','epoch-{:04}.pth'     # files in the folder; a system may have its own
     def __init__(self,
         learn,            # What `make_learner` gave
         config,           # The same settings
@@ -184,14 +187,16 @@ class Trainer:
         if weights: self.say(f'fine-tuning: {load_weights(learn.model, weights)}')
 
     @property
-    def latest(self): return self.folder/'latest.pth'
+    def latest(self): return self.folder/self.latest_name
     @property
-    def best(self): return self.folder/'best.pth'
+    def best(self): return self.folder/self.best_name
+    @property
+    def rounds(self): return self.learn.make_plan(setting(self.config, 'epochs')).rounds     # evaluations of the whole run
     @property
     def history(self): return self.learn.run_state.history
-    def __repr__(self): return f"{type(self).__name__}('{self.folder}', {len(self.history) or self.start} of {setting(self.config, 'epochs')} epochs)"
+    def __repr__(self): return f"{type(self).__name__}('{self.folder}', {len(self.history) or self.start} of {self.rounds} {self.learn.unit}s)"
 
-# %% ../../nbs/training/03_learner.ipynb #e25c3ec9
+# %% ../../nbs/training/03_learner.ipynb #7d0ed445
 @patch
 def resume(self:Trainer,
     path, # Checkpoint of the run, usually its `latest.pth`
@@ -208,7 +213,7 @@ def resume(self:Trainer,
     if home.parent.resolve() == Path(setting(self.config, 'output_dir')).expanduser().resolve(): self.folder = home    # else: a new folder, where the settings say
     return self
 
-# %% ../../nbs/training/03_learner.ipynb #c00f8336
+# %% ../../nbs/training/03_learner.ipynb #0e43ddee
 @patch
 def open(self:Trainer):
     "Make the run's folder and attach what writes to it"
@@ -221,36 +226,38 @@ def open(self:Trainer):
             else: break
     elif not self.folder.exists():
         self.folder.mkdir(parents=True)
-        old = self.source.with_name('best.pth')
+        old = self.source.with_name(self.best_name)
         if old.is_file(): shutil.copyfile(old, self.best)
     save_config(c, self.folder/'config.json')
     if self.report is not None: self.report.save(self.folder/'report.txt')
     logs = dict(interval=s('display_interval'), show_images=self.show_images, images_interval=s('show_images_interval'))
-    self.learn.add_cb(CheckpointCallback(self.folder, self.system, to_dict(c), self.meta))
+    each = self.each_name if s('save_checkpoints') else ''
+    self.learn.add_cb(CheckpointCallback(self.folder, self.system, to_dict(c), self.meta, self.latest_name, self.best_name, each))
     if s('csv'): self.learn.add_cb(CSVLog(self.folder/'history.csv'))
     if s('tensorboard'): self.learn.add_cb(TensorBoardLog(self.folder/'tb', **logs))
     if s('wandb'): self.learn.add_cb(WandbLog(self.folder, config=to_dict(c), **logs))
 
-# %% ../../nbs/training/03_learner.ipynb #1bcd140f
+# %% ../../nbs/training/03_learner.ipynb #a109fff7
 @patch
 def train(self:Trainer):
     "Train up to `epochs`, and leave checkpoints and logs in the folder"
-    n,self.stopped_by_hand = setting(self.config, 'epochs'),False
+    n,unit,self.stopped_by_hand = self.rounds,self.learn.unit,False
     if self.ready and self.latest.exists(): self.resume(self.latest)
     if not self.ready: self.open()
-    if self.start >= n: self.say(f'nothing to do: {self.start} epochs are trained and "epochs" is {n}')
+    if self.start >= n: self.say(f'nothing to do: {self.start} {unit}s are trained and "epochs" is {setting(self.config, "epochs")}')
     if not self.start: seed_everything(setting(self.config, 'seed'))
-    self.say(f"run folder '{self.folder}'" + (f', going on after epoch {self.start}' if self.start else ''))
-    try: self.learn.fit(n, start_epoch=self.start)
+    self.say(f"run folder '{self.folder}'" + (f', going on after {unit} {self.start}' if self.start else ''))
+    try: self.learn.fit(setting(self.config, 'epochs'), start_epoch=self.start)
     except KeyboardInterrupt:
         self.stopped_by_hand = True
         done = self.learn.run_state.history
-        self.say(f"stopped by hand; {len(done)} of {n} epochs are saved." + (f" To go on: --resume-checkpoint '{self.latest}'" if done else ''))
+        self.say(f"stopped by hand; {len(done)} of {n} {unit}s are saved." + (f" To go on: --resume-checkpoint '{self.latest}'" if done else ''))
         return self
     run = self.learn.run_state
     best = run.best
-    if len(run.history) < n and run.wait: self.say(f'stopped early, after epoch {len(run.history)}: {run.wait} epochs without a better {run.metric}')
-    if best: self.say(f"best: {format_row({best['metric']: best['value']})} in epoch {best['epoch']+1}, in '{self.best}'")
+    if len(run.history) < n and run.wait: self.say(f'stopped early, after {unit} {len(run.history)}: {run.wait} {unit}s without a better {run.metric}')
+    if best: self.say(f"best: {format_row({best['metric']: best['value']})} in {unit} {best['epoch']+1}, in '{self.best}'")
+    elif run.history: self.say(f'no best checkpoint: none of the {len(run.history)} {unit}s was judged ("check_best_cooldown" is {run.cooldown})')
     return self
 
 @patch

@@ -30,7 +30,7 @@ def format_row(
     "Numbers of a run in one line, four digits each"
     return ', '.join(f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k,v in row.items())
 
-# %% ../../nbs/training/02_loggers.ipynb #c184e0ec
+# %% ../../nbs/training/02_loggers.ipynb #f58ff3d5
 class ProgressLog(TrainingCallback):
     "Plain lines about a run, for output that is read later"
     order,run_valid,remove_on_fetch = 62,False,True
@@ -49,11 +49,11 @@ class ProgressLog(TrainingCallback):
         if i % self.interval: return
         pace = (time.perf_counter() - self.start)/i
         row = dict(loss=float(self.learn.loss.detach()), **{k: float(v) for k,v in loss_parts(self.loss_func).items()}, lr=float(self.opt.hypers[-1]['lr']))
-        self.out(f'epoch {self.epoch+1}/{self.n_epoch}, batch {i}/{n}: {format_row(row)}; {pace:.2f} s a batch, {format_time(pace*(n-i))} left in this epoch')
+        self.out(f'{self.learn.unit} {self.epoch+1}/{self.n_epoch}, batch {i}/{n}: {format_row(row)}; {pace:.2f} s a batch, {format_time(pace*(n-i))} left in this {self.learn.unit}')
     def after_epoch(self):
         row = {k: v for k,v in self.run_state.history[-1].items() if k not in ('epoch', 'lr')}
         best = ' (best so far)' if self.run_state.improved else ''
-        self.out(f'epoch {self.epoch+1}/{self.n_epoch} took {format_time(self.run_state.seconds[-1])}: {format_row(row)}{best}')
+        self.out(f'{self.learn.unit} {self.epoch+1}/{self.n_epoch} took {format_time(self.run_state.seconds[-1])}: {format_row(row)}{best}')
     def close(self):
         if hasattr(self, 'old_logger'): self.learn.logger = self.__dict__.pop('old_logger')
     def after_fit(self): self.close()
