@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['list_sources', 'LoadImages', 'Frame', 'draw_polygons', 'draw_mask', 'draw_notes', 'class_colors', 'save_image',
            'save_video', 'VideoFile', 'show_image', 'ImageWindow', 'Predictor', 'load_predictor', 'stream_results',
-           'LoadStreams', 'load_frames']
+           'LoadStreams', 'load_frames', 'predict_tiled']
 
 # %% ../../nbs/inference/index.ipynb #a48b7a23
 from ..core.front_door import lazy_names
 
-# %% ../../nbs/inference/index.ipynb #c24c6a48
+# %% ../../nbs/inference/index.ipynb #d4e33431
 __getattr__, __dir__ = lazy_names(__name__, dict(
-    sources='list_sources LoadImages Frame', draw='draw_polygons draw_mask draw_notes class_colors save_image save_video VideoFile show_image ImageWindow', predictor='Predictor load_predictor stream_results', streams='LoadStreams load_frames'))
+    sources='list_sources LoadImages Frame', draw='draw_polygons draw_mask draw_notes class_colors save_image save_video VideoFile show_image ImageWindow', predictor='Predictor load_predictor stream_results', streams='LoadStreams load_frames',
+    tiles='predict_tiled'))
 
-# %% ../../nbs/inference/index.ipynb #1d2c3022
-_all_ = ['list_sources', 'LoadImages', 'Frame', 'draw_polygons', 'draw_mask', 'draw_notes', 'class_colors', 'save_image', 'save_video', 'VideoFile', 'show_image', 'ImageWindow', 'Predictor', 'load_predictor', 'stream_results', 'LoadStreams', 'load_frames']
+# %% ../../nbs/inference/index.ipynb #fd789c34
+_all_ = ['list_sources', 'LoadImages', 'Frame', 'draw_polygons', 'draw_mask', 'draw_notes', 'class_colors', 'save_image', 'save_video', 'VideoFile', 'show_image', 'ImageWindow', 'Predictor', 'load_predictor', 'stream_results', 'LoadStreams', 'load_frames', 'predict_tiled']

@@ -6,7 +6,7 @@
 __all__ = ['draw_polygons', 'class_colors', 'draw_mask', 'draw_notes', 'save_image', 'VideoFile', 'save_video', 'why_no_window',
            'ImageWindow', 'show_image']
 
-# %% ../../nbs/inference/01_draw.ipynb #5b351e6c
+# %% ../../nbs/inference/01_draw.ipynb #badf9953
 import colorsys
 import os
 import subprocess
@@ -19,6 +19,7 @@ from ..core.checks import InputError
 from ..core.checks import check_range
 from ..core.checks import check_shape
 from ..core.checks import did_you_mean
+from ..core.checks import import_optional
 from ..core.files import WriteError
 from ..core.files import atomic_path
 from .sources import open_video
@@ -266,7 +267,7 @@ def why_no_window() -> str: # A phrase, '' if windows work
     if 'not implemented' in done.stderr: return 'this OpenCV was built without windows (opencv-python-headless is in the place of opencv-python: reinstall the latter)'
     return f"the display '{os.environ.get('DISPLAY', '')}' cannot be used"
 
-# %% ../../nbs/inference/01_draw.ipynb #a37efbfa
+# %% ../../nbs/inference/01_draw.ipynb #7535c296
 def _window_size(picture, most=(1280,720)):
     "Width and height that fit on a screen, px"
     h,w = picture.shape[:2]
@@ -289,10 +290,10 @@ class ImageWindow:
         if self.place == 'window': cv2.namedWindow(self.title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
 
     def _inline(self, picture, key):
-        from IPython.display import Image, display
-        shown = Image(data=cv2.imencode('.jpg', picture[...,::-1])[1].tobytes(), format='jpeg')
+        ipython = import_optional('IPython.display', 'Showing pictures in a notebook', 'ipython')
+        shown = ipython.Image(data=cv2.imencode('.jpg', picture[...,::-1])[1].tobytes(), format='jpeg')
         if self._handle is not None and key == self._key: self._handle.update(shown)
-        else: self._handle,self._key = display(shown, display_id=True),key
+        else: self._handle,self._key = ipython.display(shown, display_id=True),key
 
     def show(self,
         image,           # uint8 (H,W,3) RGB or (H,W)
