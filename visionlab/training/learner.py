@@ -7,7 +7,7 @@ __all__ = ['DEFAULTS', 'FREE_SETTINGS', 'setting', 'make_opt_func', 'EvaluatorCo
            'new_run_folder', 'changed_settings', 'changed_curve', 'format_change', 'Trainer']
 
 # %% ../../nbs/training/03_learner.ipynb #c6392fba
-import inspect,shutil
+import inspect,os,shutil
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -128,9 +128,9 @@ def new_run_folder(
     output_dir, # Folder that holds all runs
     name,       # Name of the run
 ) -> Path:      # `output_dir/name`, or `name-2`, ... if that is taken; not made yet
-    "A folder that no run has used"
+    "A folder that no run has used; a link that leads nowhere takes its name, too"
     folder,i = Path(output_dir).expanduser()/name, 2
-    while folder.exists(): folder,i = folder.with_name(f'{name}-{i}'), i+1
+    while os.path.lexists(folder): folder,i = folder.with_name(f'{name}-{i}'), i+1
     return folder
 
 # %% ../../nbs/training/03_learner.ipynb #c1685611
