@@ -52,7 +52,7 @@ def mask_tensor(
     "A mask as the loss wants it"
     return torch.from_numpy(mask)[None].float() if classes == 1 else torch.from_numpy(mask).long()
 
-# %% ../../nbs/segmentation/01_data.ipynb #79a64dec
+# %% ../../nbs/segmentation/01_data.ipynb #2c607e8c
 class SegmentationItems:
     "Makes an item of a sample: image float32 (3,S,S), mask float32 (1,S,S) for one class, else int64 (S,S)"
     def __init__(self,
@@ -79,9 +79,10 @@ class SegmentationItems:
         return read_pair(sample, self.config.classes, self.table, self.config.ignore_index)
 
     def show(self,
-        batch,       # A batch as a loader gives it
-        max_n:int=4, # Images to show
-    ): show_segmentation_batch(batch, max_n, self.config.class_names)
+        batch,           # A batch as a loader gives it
+        max_n:int=4,     # Images to show
+        width:float=1.7, # Width of each, inches
+    ): show_segmentation_batch(batch, max_n, self.config.class_names, width)
 
 # %% ../../nbs/segmentation/01_data.ipynb #f5c0c56c
 def _read_mask_sets(paths, report):
@@ -118,18 +119,19 @@ def segmentation_dataloaders(
     dls.report = report
     return dls
 
-# %% ../../nbs/segmentation/01_data.ipynb #0743b548
+# %% ../../nbs/segmentation/01_data.ipynb #4369cc85
 def show_segmentation_batch(
-    batch,       # Images (B,3,H,W) and masks, (B,1,H,W) or (B,H,W), as a loader gives them
-    max_n:int=4, # Images to show
-    names=(),    # A name a class, for the legend; empty: no legend
+    batch,           # Images (B,3,H,W) and masks, (B,1,H,W) or (B,H,W), as a loader gives them
+    max_n:int=4,     # Images to show
+    names=(),        # A name a class, for the legend; empty: no legend
+    width:float=1.7, # Width of each image, inches
 ):
     "Images of a batch, and under them the same with their masks"
     import matplotlib.pyplot as plt
     x, y = (t[:max_n].detach().cpu().as_subclass(torch.Tensor) for t in batch[:2])
     one = y.ndim == 4
     names = (('the rest', *names) if one else tuple(names)) if names else None
-    _, axs = plt.subplots(2, len(x), figsize=(1.7*len(x), 3.4), dpi=72, squeeze=False, layout='constrained')
+    _, axs = plt.subplots(2, len(x), figsize=(width*len(x), 2*width), dpi=72, squeeze=False, layout='constrained')
     for col, image, mask in zip(axs.T, x, y):
         image = denormalise(image)
         veiled = draw_mask(image, (mask[0] if one else mask).numpy().astype(np.uint8), names, background=0 if one else None)
