@@ -10,14 +10,17 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from covers import covered, covers
 from PIL import Image
+from rtsp import Feed, RTSPServer
 from visionlab.cli.app import CheckOptions, DemoOptions, EvaluateOptions, PredictOptions, main
 from visionlab.core.config import field_help, from_dict, load_config, to_dict
 from visionlab.datasets.toy import make_toy_text
+from visionlab.inference.sources import open_video
 from visionlab.pan.config import PANConfig
 from visionlab.pan.model import PAN
 from visionlab.training.checkpoint import load_checkpoint, save_checkpoint
@@ -92,7 +95,7 @@ def test_help_of_a_command(done, monkeypatch, words, cls):
         note = field_help(cls)[f.name]
         assert note, f'{f.name} has no comment'
         default = 'none' if f.default in ('', (), None) else ' '.join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
-        assert re.search(rf'--{f.name.replace("_", "-")}\b.*? {re.escape(note)} \(default: {re.escape(str(default))}\)', out), f.name
+        assert re.search(rf'--{f.name.replace("_", "-")}\b.*? {re.escape(note)}(\. Also (--[\w-]+,? ?)+)? ?\(default: {re.escape(str(default))}\)', out), f.name
 
 
 def test_help_of_all(done):
@@ -256,6 +259,169 @@ def test_predict_never_draws_over_its_sources(done, refused, toy, best, tmp_path
     assert 'choose another folder, or give --no-images' in refused('predict', best, '--source', 'photos', '--output-dir', 'photos')
     done('predict', best, '--source', 'photos', '--output-dir', 'photos', '--no-images')
     assert (tmp_path/'photos/img_1.jpg').read_bytes() == before and len(rows('photos')) == 2
+
+
+# Predict on what moves
+
+def film(path, toy, n=6, fps=10, code='mp4v'):
+    "A video of the two toy images, in turn"
+    images = [np.asarray(Image.open(toy/f'test/img/img_{i}.jpg'))[..., ::-1] for i in (1, 2)]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*code), fps, (96, 96))
+    for i in range(n): writer.write(np.ascontiguousarray(images[i%2]))
+    writer.release()
+    return path
+
+
+def frames_of(path):
+    capture, out = open_video(Path(path)), []
+    while (got := capture.read())[0]: out.append(got[1])
+    return out, capture.get(cv2.CAP_PROP_FPS)
+
+
+@covers('predict.save_video', 'predict.max_frames')
+def test_predict_on_videos(done, toy, best):
+    Path('in').mkdir()
+    film('in/walk.mp4', toy)
+    film('in/Walk.avi', toy, 4, code='MJPG')
+    shutil.copy(toy/'test/img/img_1.jpg', 'in/still.jpg')
+    out = done('predict', best, '--source', 'in', '--save-video', '--min-score', 0, '--batch-size', 4)
+    assert out == '1 of 1 images and 10 frames of 2 videos answered, results in predictions\n'
+    assert sorted(p.name for p in Path('predictions').iterdir()) == sorted(['Walk.mp4', 'predictions.jsonl', 'still.jpg', 'walk-2.mp4'])
+    got = rows('predictions')
+    assert [(r['name'], r.get('frame')) for r in got] == [('still', None)] + [('Walk', i + 1) for i in range(4)] + [('walk-2', i + 1) for i in range(6)]
+    assert all((r['width'], r['height']) == (96, 96) and len(r['polygons']) == len(r['scores']) for r in got)
+    frames, fps = frames_of('predictions/walk-2.mp4')
+    assert len(frames) == 6 and fps == 10 and frames[0].shape == (96, 96, 3)
+    assert np.abs(frames[0].astype(int) - cv2.imread('in/still.jpg').astype(int)).max() > 100           # outlines are on it
+    out = done('predict', best, '--source', 'in', '--max-frames', 2, '--text', '--no-images', '--output-dir', 'b')
+    assert '4 frames of 2 videos' in out and sorted(p.name for p in Path('b').iterdir()) == sorted(['predictions.jsonl', 'res_Walk_000001.txt', 'res_Walk_000002.txt', 'res_still.txt', 'res_walk-2_000001.txt', 'res_walk-2_000002.txt'])
+
+
+def test_frames_answer_like_the_images_they_are(done, toy, best, tmp_path):
+    film('a.avi', toy, 2, code='MJPG')
+    done('predict', best, '--source', 'a.avi', '--min-score', 0)
+    frames, _ = frames_of('a.avi')
+    for i, f in enumerate(frames): cv2.imwrite(f'f{i}.png', f)
+    done('predict', best, '--source', 'f0.png', 'f1.png', '--min-score', 0, '--output-dir', 'b')
+    for a, b in zip(rows('predictions'), rows('b'), strict=True): assert a['polygons'] == b['polygons'] and a['scores'] == b['scores']
+
+
+@covers('predict.min_score')
+def test_another_name_of_the_score(done, refused, toy, best):
+    done('predict', best, '--source', toy/'test/img', '--conf-thres', 1)
+    assert all(r['polygons'] == [] for r in rows('predictions'))
+    assert 'at most 1' in refused('predict', best, '--source', toy/'test/img', '--conf-thres', 50)
+    assert 'two names of one option' in refused('predict', best, '--source', toy/'test/img', '--conf-thres', .5, '--min-score', .4)
+
+
+@covers('predict.model')
+def test_the_checkpoint_as_an_option(done, refused, toy, best):
+    words = ['--source', toy/'test/img', '--device', 'cpu']
+    a, b = done('predict', '--model', best, *words), done('predict', best, *words)
+    assert a == b and done('predict', best, '--model', best, *words) == a
+    assert 'two checkpoints' in refused('predict', best, '--model', 'other.pth', *words) and 'needs CHECKPOINT as its first word, or --model' in refused('predict', *words)
+
+
+@covers('predict.patch_size', 'predict.classes', 'predict.encoder')
+def test_a_system_refuses_what_it_does_not_know(refused, toy, best):
+    for option, value in (('patch-size', 640), ('classes', 2), ('encoder', 'resnet18')):
+        assert f'"{option.replace("-", "_")}"' in refused('predict', best, '--source', toy/'test/img', f'--{option}', value)
+    assert 'at least 1' in refused('predict', best, '--source', toy/'test/img', '--classes', 0)
+
+
+@covers('predict.view_img')
+def test_a_window_where_there_is_none(done, toy, best, monkeypatch):
+    for k in ('DISPLAY', 'WAYLAND_DISPLAY'): monkeypatch.delenv(k, raising=False)
+    out = done('predict', best, '--source', toy/'test/img', '--view-img')
+    assert out.count('not shown, because there is no display') == 1 and '2 of 2 images answered' in out
+
+
+def test_a_window_that_is_closed_ends_the_run(done, toy, best, monkeypatch):
+    from visionlab.inference.draw import ImageWindow
+    shown = []
+    monkeypatch.setattr(ImageWindow, 'show', lambda self, picture, seconds=0, key=None: (shown.append((picture.shape, seconds, key)), len(shown) < 3)[1])
+    film('a.avi', toy, 9, code='MJPG')
+    out = done('predict', best, '--source', 'a.avi', toy/'test/img', '--view-img', '--save-video')
+    assert '0 of 2 images and 3 frames of 1 video' in out and shown == [((96, 96, 3), 0, 'a')]*3 and len(frames_of('predictions/a.mp4')[0]) == 3 and len(rows('predictions')) == 3
+
+
+def test_damaged_videos_are_reported(done, refused, toy, best):
+    whole = film('a.avi', toy, 30, code='MJPG')
+    Path('bad').mkdir()
+    Path('bad/cut.avi').write_bytes(Path(whole).read_bytes()[:Path(whole).stat().st_size//2])
+    Path('bad/empty.mp4').touch()
+    out = done('predict', best, '--source', 'bad')
+    assert '1  video ends early' in out and '1  unreadable video' in out and re.search(r'\d+ frames of 2 videos answered', out)
+    assert 'empty (0 bytes)' in refused('predict', best, '--source', 'bad/empty.mp4') and 'none of the 2 files' in refused('predict', best, '--source', 'bad/empty.mp4', 'bad/empty.mp4')
+
+
+def test_a_video_is_never_overwritten(done, refused, toy, best):
+    film('walk.mp4', toy)
+    before = Path('walk.mp4').read_bytes()
+    assert '--no-save-video' in refused('predict', best, '--source', 'walk.mp4', '--save-video', '--output-dir', '.')
+    done('predict', best, '--source', 'walk.mp4', '--output-dir', '.')
+    assert Path('walk.mp4').read_bytes() == before
+
+
+def test_a_folder_that_takes_nothing(refused, toy, best):
+    film('walk.mp4', toy)
+    if Path('/proc/self').exists(): assert '/proc' in refused('predict', best, '--source', 'walk.mp4', '--save-video', '--output-dir', '/proc/out')
+
+
+def test_ctrl_c_in_a_video_keeps_what_is_there(vl, toy, best, monkeypatch):
+    from visionlab.inference.predictor import Predictor
+    calls, real = [], Predictor.batch
+    def batch(self, images, batch_size=1):
+        calls.append(1)
+        if len(calls) == 4: raise KeyboardInterrupt
+        return real(self, images, batch_size)
+    monkeypatch.setattr(Predictor, 'batch', batch)
+    film('walk.mp4', toy, 9)
+    code, out, err = vl('predict', best, '--source', 'walk.mp4', '--save-video')
+    assert code == 130 and '3 frames of 1 video answered' in out and 'stopped' in err and len(rows('predictions')) == 3 and len(frames_of('predictions/walk.mp4')[0]) == 3
+    before, _ = Path('predictions/predictions.jsonl').read_bytes(), calls.clear()
+    code, out, err = vl('predict', best, '--source', *[toy/'test/img/img_1.jpg']*6)
+    assert code == 130 and 'answered' not in out and Path('predictions/predictions.jsonl').read_bytes() == before and not list(Path('predictions').glob('.*'))
+
+
+def test_an_error_in_a_video_leaves_the_old_results(vl, toy, best, monkeypatch):
+    from visionlab.inference.predictor import Predictor
+    film('walk.mp4', toy, 9)
+    assert vl('predict', best, '--source', 'walk.mp4', '--save-video')[0] == 0
+    before = {p.name: p.read_bytes() for p in Path('predictions').iterdir()}
+    monkeypatch.setattr(Predictor, 'batch', lambda *a: (_ for _ in ()).throw(MemoryError()))
+    assert vl('predict', best, '--source', 'walk.mp4', '--save-video')[0] == 2
+    assert {p.name: p.read_bytes() for p in Path('predictions').iterdir()} == before
+
+
+def test_predict_on_streams(done, refused, toy, best):
+    with RTSPServer(door=Feed(900, fps=30, user='ann', password='Geheim9', drops=(20,)), yard=Feed(900, fps=30)) as server:
+        Path('cams.streams').write_text(f'{server.url("door", "ann:Geheim9")}\n{server.url("yard")}\n')
+        out = done('predict', best, '--source', 'cams.streams', '--save-video', '--max-frames', 8)
+        names = {r['name'] for r in rows('predictions')}
+        assert 'Geheim9' not in out + Path('predictions/predictions.jsonl').read_text() and '16 frames of 2 streams answered' in out
+        assert {n.rpartition('-')[2] for n in names} == {'door', 'yard'} and all(re.fullmatch(r'[\w.-]+', n) for n in names)
+        for n in names:
+            numbers = [r['frame'] for r in rows('predictions') if r['name'] == n]
+            frames, fps = frames_of(f'predictions/{n}.mp4')
+            assert len(numbers) == 8 and numbers == sorted(set(numbers)) and len(frames) == numbers[-1] - numbers[0] + 1 and fps == 30     # in the camera's own time
+
+
+def test_streams_that_are_not_there(refused, done, toy, best, monkeypatch):
+    from visionlab.inference.streams import LoadStreams
+    monkeypatch.setattr(LoadStreams.__init__, '__defaults__', tuple(.05 if d == .5 else 1 if d == 5 else d for d in LoadStreams.__init__.__defaults__))
+    line = refused('predict', best, '--source', 'rtsp://ann:Geheim9@127.0.0.1:1/a')
+    assert 'no stream gives a picture' in line and 'refused' in line and 'Geheim9' not in line
+    out = done('predict', best, '--source', toy/'test/img', 'rtsp://ann:Geheim9@127.0.0.1:1/a')
+    assert '2 of 2 images and 0 frames of 1 stream answered' in out and '1  stream without a picture' in out and 'Geheim9' not in out
+
+
+def test_progress_in_a_pipe_is_a_line_now_and_then(done, toy, best, monkeypatch):
+    import visionlab.cli.app as app
+    film('walk.mp4', toy, 9)
+    monkeypatch.setattr(app._Progress.__init__, '__defaults__', (0.,))
+    out = done('predict', best, '--source', 'walk.mp4')
+    assert re.search(r'walk.mp4: frame 9 of 9, \d+\.\d frames/s\n', out)
 
 
 # Check and demo

@@ -5,17 +5,20 @@
 # %% auto #0
 __all__ = ['EvaluateOptions', 'PredictOptions', 'CheckOptions', 'DemoOptions', 'help_text', 'main']
 
-# %% ../../nbs/cli/00_app.ipynb #6ecfc81d
+# %% ../../nbs/cli/00_app.ipynb #61fbd684
 import contextlib
 import json
 import os
+import re
 import shlex
 import sys
+import time
 import unicodedata
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastcore.basics import patch
 from .. import __version__
 from ..core.checks import InputError
 from ..core.checks import check_choice
@@ -25,8 +28,9 @@ from ..core.files import atomic_path
 from ..core.files import write_json
 from ..core.systems import find_system
 from ..core.systems import system_names
+from ..inference.sources import is_video
 
-# %% ../../nbs/cli/00_app.ipynb #40a64929
+# %% ../../nbs/cli/00_app.ipynb #24e66a50
 @dataclass(frozen=True)
 class EvaluateOptions:
     "Options of `visionlab evaluate CHECKPOINT`"
@@ -41,13 +45,22 @@ class EvaluateOptions:
 @dataclass(frozen=True)
 class PredictOptions:
     "Options of `visionlab predict CHECKPOINT`"
-    source:tuple[str, ...] = ()      # Images, folders, patterns such as "scans/*.jpg", or text files that list images
-    output_dir:str = 'predictions'   # Folder for predictions.jsonl and the pictures; files in it are replaced
+    source:tuple[str, ...] = ()      # Images, videos, folders, patterns such as "scans/*.jpg", text files that list images or streams, addresses such as rtsp://host/path, numbers of cameras
+    output_dir:str = 'predictions'   # Folder for predictions.jsonl, pictures and videos; files in it are replaced
+    model:str = ''                   # The checkpoint, for who would rather name it here than as the first word
     device:str = 'auto'              # auto, cpu, cuda, cuda:N or mps
-    batch_size:int = 1               # Images read and answered together, 1 or above
+    batch_size:int = 1               # Images read and answered together, 1 or above; frames of a stream go alone
     min_score:float|None = None      # Least score of a result, 0 to 1; None for the one stored in the checkpoint
-    images:bool = True               # Write each image with its results drawn on it
-    text:bool = False                # Write a text file an image too, in the system's usual format
+    patch_size:int|None = None       # Side that images are scaled to, px; None for the one of the checkpoint
+    classes:int|None = None          # Number of classes, to be compared with the checkpoint; None: whatever it has
+    encoder:str|None = None          # Name of the encoder, to be compared with the checkpoint; None: whatever it has
+    max_frames:int = 0               # Frames of each video or stream, 0 for all
+    view_img:bool = False            # Show each result in a window; q closes it and ends the run
+    save_video:bool = False          # Write a video with the results drawn on it for each video or stream
+    images:bool = True               # Write each image with its results drawn on it; frames of videos are no images
+    text:bool = False                # Write a text file an image or frame too, in the system's usual format
+
+    aliases = dict(conf_thres='min_score') # Names that people know from elsewhere
 
     def __post_init__(self): _check_options(self)
 
@@ -64,13 +77,13 @@ class DemoOptions:
 
     def __post_init__(self): _check_options(self)
 
-# %% ../../nbs/cli/00_app.ipynb #3ddd4ae7
+# %% ../../nbs/cli/00_app.ipynb #69ca34f5
 def _check_options(options):
     "Raise `InputError` for the first number outside its range"
-    for name, limits in dict(batch_size=dict(low=1, kind=int), seed=dict(low=0, kind=int), min_score=dict(low=0, high=1)).items():
+    for name, limits in dict(batch_size=dict(low=1, kind=int), seed=dict(low=0, kind=int), min_score=dict(low=0, high=1), max_frames=dict(low=0, kind=int), patch_size=dict(low=1, kind=int), classes=dict(low=1, kind=int)).items():
         if getattr(options, name, None) is not None: check_range(name, getattr(options, name), **limits)
 
-# %% ../../nbs/cli/00_app.ipynb #d975c7b1
+# %% ../../nbs/cli/00_app.ipynb #6e4069e3
 def _train(words):
     name, words = _first(words, 'train', 'SYSTEM')
     system = find_system(name)
@@ -130,42 +143,143 @@ def _check_target(name, path):
     if not parent.is_dir(): raise InputError(f"`{name}`: '{path}' cannot be made, because '{parent}' is a file")
     if not os.access(parent, os.W_OK): raise InputError(f"`{name}`: '{path}' cannot be made, because '{parent}' may not be written")
 
-# %% ../../nbs/cli/00_app.ipynb #a6507640
+# %% ../../nbs/cli/00_app.ipynb #5becaf14
 def _predict(words):
-    path, words = _first(words, 'predict', 'CHECKPOINT')
-    options = parse_args(PredictOptions, words, prog='visionlab predict CHECKPOINT', description='Find things in images with a trained checkpoint.')
-    if not options.source: raise InputError('visionlab predict needs --source: an image, a folder, a pattern or a text file that lists images')
+    first, words = (words[0], words[1:]) if words and words[0] and not words[0].startswith('-') else ('', words)
+    options = parse_args(PredictOptions, words, prog='visionlab predict CHECKPOINT', description='Find things in images, videos and streams with a trained checkpoint.')
+    path = _one_checkpoint(first, options.model)
+    if not options.source: raise InputError('visionlab predict needs --source: an image, a video, a folder, a pattern, a text file that lists images, an address or the number of a camera')
     from visionlab.datasets.samples import Report
-    from visionlab.inference.predictor import load_predictor, stream_results
-    from visionlab.inference.sources import list_sources
-    paths = list_sources(options.source)
-    out, report, names = _results_folder(options, paths), Report(), set()
-    predictor = load_predictor(path, device=options.device, **({} if options.min_score is None else dict(min_score=options.min_score)))
-    with atomic_path(out/'predictions.jsonl') as temporary, open(temporary, 'w', encoding='utf-8') as f:
-        for p, image, result in stream_results(predictor, paths, options.batch_size, report):
-            name = _fresh(p.stem, names)
-            f.write(json.dumps(dict(image=str(p), name=name, **result.to_dict())) + '\n')
-            _write_result(out, name, image, result, options)
-        if not names: raise InputError(f'none of the {len(paths)} images can be read, the first: {report.entries[0]}' if len(paths) > 1 else str(report.entries[0]))
+    from visionlab.inference.predictor import load_predictor
+    from visionlab.inference.sources import split_sources
+    from visionlab.inference.streams import load_frames
+    files, streams = split_sources(options.source)
+    out, report = _results_folder(options, files), Report()
+    predictor = load_predictor(path, device=options.device, **_given(options))
+    frames = load_frames([*files, *streams], max_frames=options.max_frames, report=report)
+    with _Answers(out, options) as answers:
+        stopped = _answer_all(predictor, frames, answers, options)
+        if not answers.count: raise InputError(_nothing(files, streams, report))
     if len(report): print(report.summary())
-    print(f'{len(names)} of {len(paths)} images answered, results in {out}')
+    print(f'{answers.summary(files, streams)} answered, results in {out}')
+    if stopped: raise KeyboardInterrupt
 
-# %% ../../nbs/cli/00_app.ipynb #08bd494e
-def _results_folder(options, paths):
-    "The folder for results, made if need be, where no source can be overwritten"
-    out = Path(options.output_dir).expanduser()
-    _check_target('output_dir', out/'predictions.jsonl')
-    inside = next((p for p in paths if Path(p).resolve().parent == out.resolve()), None)
-    if inside and options.images: raise InputError(f"`output_dir` is the folder of '{inside}', whose picture could replace it: choose another folder, or give --no-images")
-    out.mkdir(parents=True, exist_ok=True)
-    return out
+def _one_checkpoint(first, model):
+    "The checkpoint that was named, as the first word or with --model"
+    if first and model and first != model: raise InputError(f"two checkpoints are named, '{first}' and --model '{model}': give one of them")
+    if not first and not model: raise InputError(f'visionlab predict needs CHECKPOINT as its first word, or --model CHECKPOINT, for instance: visionlab predict {_examples["CHECKPOINT"]} --source scans')
+    return first or model
 
-def _write_result(out, name, image, result, options):
-    "The picture and the text file of one image, where they are wanted"
-    from visionlab.inference.draw import save_image
-    if options.images: save_image(out/f'{name}.jpg', result.picture(image))
-    if options.text:
-        with atomic_path(out/f'res_{name}.txt') as temporary: Path(temporary).write_text(''.join(f'{line}\n' for line in result.to_lines()), encoding='utf-8')
+# %% ../../nbs/cli/00_app.ipynb #89838a00
+def _nothing(files, streams, report):
+    "Why there is no answer at all"
+    what = 'sources' if streams else 'files' if any(map(is_video, files)) else 'images'
+    first = report.entries[0] if len(report) else 'it gave no picture'
+    return f'none of the {len(files) + len(streams)} {what} can be read, the first: {first}' if len(files) + len(streams) > 1 else str(first)
+
+# %% ../../nbs/cli/00_app.ipynb #4b109bc5
+def _given(options):
+    "Options for the system's predictor, without those left out"
+    return {k: getattr(options, k) for k in ('min_score', 'patch_size', 'classes', 'encoder') if getattr(options, k) is not None}
+
+# %% ../../nbs/cli/00_app.ipynb #657ff176
+def _grouped(frames, batch_size):
+    "Frames with their rate, as many together as may share a batch"
+    import cv2
+    group = []
+    for f in frames:
+        group.append((f, f.capture.get(cv2.CAP_PROP_FPS) if f.capture is not None else 0))
+        if len(group) == batch_size or isinstance(f.path, str): yield group; group = []
+    if group: yield group
+
+def _answer_all(predictor, frames, answers, options):
+    "Answer every frame; True if somebody pressed Ctrl+C"
+    from visionlab.inference.streams import NoPictureError
+    try:
+        for group in _grouped(frames, options.batch_size):
+            start = time.perf_counter()
+            results = predictor.batch([f.original for f, _ in group], options.batch_size)
+            seconds = (time.perf_counter() - start)/len(group)
+            for (frame, rate), result in zip(group, results):
+                if not answers.add(frame, result, seconds, rate): return False
+    except NoPictureError:
+        if not answers.count: raise
+    except KeyboardInterrupt:
+        if not answers.moving: raise
+        return True
+    return False
+
+# %% ../../nbs/cli/00_app.ipynb #da597489
+class _Answers:
+    "Results of a run on their way to files and the screen"
+    def __init__(self, out, options):
+        self.out, self.options, self.names, self.count, self.stills, self.moving, self.films, self.progress = out, options, set(), 0, 0, {}, {}, _Progress()
+
+    def __enter__(self):
+        from visionlab.inference.draw import ImageWindow
+        self.stack = contextlib.ExitStack()
+        temporary = self.stack.enter_context(atomic_path(self.out/'predictions.jsonl'))
+        with contextlib.ExitStack() as guard:
+            guard.push(lambda *error: error[0] is not None and self.stack.__exit__(*error))
+            self.lines = self.stack.enter_context(open(temporary, 'w', encoding='utf-8'))
+        self.window = self.stack.enter_context(ImageWindow()) if self.options.view_img else None
+        return self
+
+    def __exit__(self, *error):
+        self.progress.close()
+        for _, film in self.films.values(): self.stack.push(film.__exit__)
+        return self.stack.__exit__(*error)
+
+    def add(self, frame, result, seconds, rate):
+        "Write one answer where it is wanted; False if nobody wants more"
+        moving = frame.capture is not None
+        name = self._name(frame, moving)
+        row = dict(image=str(frame.path), name=name, **(dict(frame=frame.number) if moving else {}), **result.to_dict())
+        self.lines.write(json.dumps(row) + '\n')
+        self.count, self.stills = self.count + 1, self.stills + (not moving)
+        if moving: self.progress.step(frame)
+        if self.options.text: _write_lines(self.out/(f'res_{name}_{frame.number:06d}.txt' if moving else f'res_{name}.txt'), result)
+        return self._show(frame, result, seconds, rate, name, moving)
+
+# %% ../../nbs/cli/00_app.ipynb #1fbe588a
+@patch
+def _name(self:_Answers, frame, moving):
+    "The name that belongs to a file or stream"
+    if not moving: return _fresh(frame.path.stem, self.names)
+    key = str(frame.path)
+    stream = isinstance(frame.path, str)
+    if key not in self.moving or (frame.number == 1 and not stream):
+        self.moving[key] = [_fresh(re.sub(r'[^\w.-]+', '-', key).strip('-') if stream else frame.path.stem, self.names), 0]
+    return self.moving[key][0]
+
+@patch
+def _show(self:_Answers, frame, result, seconds, rate, name, moving):
+    "Draw the answer and put it where it is to be seen"
+    options, wanted = self.options, self.options.save_video if moving else self.options.images
+    if not wanted and self.window is None: return True
+    from visionlab.inference.draw import draw_notes, save_image
+    where = [f'frame {frame.number} of {frame.total}' if frame.total else f'frame {frame.number}'] if moving else []
+    picture = draw_notes(result.picture(frame.original), [*where, f'{1000*seconds:.0f} ms', *getattr(result, 'notes', list)()])
+    if wanted and not moving: save_image(self.out/f'{name}.jpg', picture)
+    if wanted and moving:
+        last = self.moving[str(frame.path)]
+        self._film(name, rate, isinstance(frame.path, str)).add(picture, frame.number - last[1] if last[1] else 1)
+        last[1] = frame.number
+    return self.window is None or self.window.show(picture, 0 if moving else 2, key=name)
+
+@patch
+def _film(self:_Answers, name, rate, stream):
+    "The film of that name; a video that has ended has its film closed when the next begins"
+    from visionlab.inference.draw import VideoFile
+    if name not in self.films:
+        for done in [k for k, (of_stream, _) in self.films.items() if not of_stream]: self.films.pop(done)[1].__exit__(None, None, None)
+        self.films[name] = stream, VideoFile(self.out/f'{name}.mp4', rate if 0 < rate <= 1000 else 25).__enter__()
+    return self.films[name][1]
+
+# %% ../../nbs/cli/00_app.ipynb #87fe0b15
+def _write_lines(path, result):
+    "The text file of one answer"
+    with atomic_path(path) as temporary: Path(temporary).write_text(''.join(f'{line}\n' for line in result.to_lines()), encoding='utf-8')
 
 def _fresh(stem, names):
     "A file name that no earlier image has"
@@ -175,11 +289,53 @@ def _fresh(stem, names):
     names.add(same(name))
     return name
 
-# %% ../../nbs/cli/00_app.ipynb #47289f6d
+# %% ../../nbs/cli/00_app.ipynb #7a60c227
+def _results_folder(options, paths):
+    "The folder for results, made if need be, where no source can be overwritten"
+    out = Path(options.output_dir).expanduser()
+    _check_target('output_dir', out/'predictions.jsonl')
+    inside = next((p for p in paths if Path(p).resolve().parent == out.resolve() and (options.save_video if is_video(p) else options.images)), None)
+    if inside: raise InputError(f"`output_dir` is the folder of '{inside}', whose picture could replace it: choose another folder, or give {'--no-save-video' if is_video(inside) else '--no-images'}")
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+# %% ../../nbs/cli/00_app.ipynb #84cdeb83
+class _Progress:
+    "How far a film or stream has come"
+    def __init__(self, interval=30.): self.interval, self.path, self.bar, self.start, self.told, self.n = interval, None, None, 0, 0, 0
+
+    def step(self, frame):
+        now = time.monotonic()
+        if frame.path != self.path:
+            self.close()
+            self.path, self.start, self.told, self.n = frame.path, now, now, 0
+            if sys.stderr.isatty():
+                from tqdm import tqdm
+                self.bar = tqdm(total=frame.total or None, desc=Path(frame.path).name, unit=' frames', leave=False)
+        self.n += 1
+        if self.bar is not None: self.bar.update(); return
+        if now - self.told < self.interval: return
+        self.told = now
+        print(f'{frame.path}: frame {frame.number}{f" of {frame.total}" if frame.total else ""}, {self.n/max(1e-9, now - self.start):.1f} frames/s', flush=True)
+
+    def close(self):
+        if self.bar is not None: self.bar.close()
+        self.bar = None
+
+@patch
+def summary(self:_Answers, files, streams):
+    "What was answered, in words"
+    films, stills = [f for f in files if is_video(f)], [f for f in files if not is_video(f)]
+    frames = self.count - self.stills
+    parts = [f'{self.stills} of {len(stills)} images'] if stills else []
+    if films or streams: parts.append(f'{frames} frame{"s"*(frames != 1)} of ' + ' and '.join(f'{len(x)} {what}{"s"*(len(x) != 1)}' for x, what in ((films, 'video'), (streams, 'stream')) if x))
+    return ' and '.join(parts)
+
+# %% ../../nbs/cli/00_app.ipynb #e18a7576
 _commands = dict(
     train=(_train, 'SYSTEM [options]', 'train on your own data'), check=(_check, 'SYSTEM PATH', 'report what is in a data set and what is wrong with it'),
     demo=(_demo, 'SYSTEM', 'train, evaluate and show on embedded data, in minutes'), evaluate=(_evaluate, 'CHECKPOINT [options]', 'score a checkpoint'),
-    predict=(_predict, 'CHECKPOINT --source ...', 'find things in images'))
+    predict=(_predict, 'CHECKPOINT --source ...', 'find things in images, videos and streams'))
 
 def help_text() -> str: # What `visionlab --help` prints
     "The whole door on one screen"
@@ -188,7 +344,7 @@ def help_text() -> str: # What `visionlab --help` prints
     return '\n'.join([f'visionlab {__version__}: vision systems to read, train and use', '', *rows, '', 'SYSTEM is one of', *systems, '',
                       '`visionlab COMMAND ... --help` lists the options with units and defaults.'])
 
-# %% ../../nbs/cli/00_app.ipynb #2fc7b330
+# %% ../../nbs/cli/00_app.ipynb #ae1a92ac
 def _one_line(error):
     "What went wrong, and with which file, in one line"
     text = str(error)
@@ -196,7 +352,7 @@ def _one_line(error):
         text = f"cannot use '{error.filename}': {error.strerror}" if error.filename is not None else error.strerror
     return ' '.join(text.split())
 
-# %% ../../nbs/cli/00_app.ipynb #a8093774
+# %% ../../nbs/cli/00_app.ipynb #551dd71c
 def _out_of_means(error):
     "A line about memory that is not there, or about what OpenCV refused; '' for any other error"
     kinds, text = {f'{c.__module__}.{c.__name__}' for c in type(error).__mro__}, ' '.join(str(error).split())
@@ -206,7 +362,7 @@ def _out_of_means(error):
         return f'{where} is not enough for this: a smaller --batch-size, smaller images or --device cpu need less ({text[:160] or type(error).__name__})'
     return f'OpenCV refused: {text.rpartition("error: ")[2][:240]}' if 'cv2.error' in kinds else ''
 
-# %% ../../nbs/cli/00_app.ipynb #58732d30
+# %% ../../nbs/cli/00_app.ipynb #fd8e61bc
 @contextlib.contextmanager
 def _plain_warnings():
     "Show warnings of this package as one line each, and none of other packages"
@@ -217,7 +373,7 @@ def _plain_warnings():
         if not sys.warnoptions: warnings.showwarning = show
         yield
 
-# %% ../../nbs/cli/00_app.ipynb #9d45298e
+# %% ../../nbs/cli/00_app.ipynb #fc4d39fb
 def _answer(words):
     "Do what the words say"
     if not words or words[0] in ('-h', '--help', 'help'): print(help_text())
@@ -228,7 +384,7 @@ def _answer(words):
         except SystemExit as e:     # `--help` has printed all there is to say
             if e.code: raise
 
-# %% ../../nbs/cli/00_app.ipynb #f5ecbc89
+# %% ../../nbs/cli/00_app.ipynb #e619c4dc
 def main(
     argv=None, # Words behind `visionlab`, None: those of this process
 ) -> int:      # Exit code: 0, or 2 for a mistake that one line explains

@@ -185,7 +185,7 @@ def _scaled_into(frame, size):
     y,x = (h-inner.shape[0])//2,(w-inner.shape[1])//2
     return cv2.copyMakeBorder(inner, y, h-inner.shape[0]-y, x, w-inner.shape[1]-x, cv2.BORDER_CONSTANT)
 
-# %% ../../nbs/inference/01_draw.ipynb #3f803203
+# %% ../../nbs/inference/01_draw.ipynb #70fb5afe
 class VideoFile:
     "A video that is written frame by frame and is there as a whole, or not at all; use it in a `with` block"
     def __init__(self,
@@ -204,7 +204,8 @@ class VideoFile:
         return self
 
     def add(self,
-        frame, # uint8 (H,W,3) RGB or (H,W)
+        frame,       # uint8 (H,W,3) RGB or (H,W)
+        times:int=1, # How long it stays, frames
     ):
         "Append a frame"
         frame = _canvas(frame)
@@ -216,8 +217,9 @@ class VideoFile:
             if not self._writer.isOpened(): raise InputError(f"OpenCV cannot write a video of {w}x{h} px at {self.fps} frames a second to '{self.path}'")
         frame = _scaled_into(frame, self._shape)
         (w,h),(ew,eh) = self._shape,self.size
-        self._writer.write(cv2.copyMakeBorder(frame[...,::-1], 0, eh-h, 0, ew-w, cv2.BORDER_REPLICATE))
-        self.n += 1
+        frame = cv2.copyMakeBorder(frame[...,::-1], 0, eh-h, 0, ew-w, cv2.BORDER_REPLICATE)
+        for _ in range(times): self._writer.write(frame)
+        self.n += times
 
     def __exit__(self, kind, error, trace):
         if self._writer is not None: self._writer.release()
