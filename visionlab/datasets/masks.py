@@ -6,7 +6,7 @@
 __all__ = ['PADDED_PIXEL', 'read_color_table', 'read_mask', 'find_listed', 'read_mask_samples', 'resize_labels', 'Fit',
            'fit_long_side', 'MaskWarp', 'MaskTransform']
 
-# %% ../../nbs/datasets/06_masks.ipynb #0eb39773
+# %% ../../nbs/datasets/06_masks.ipynb #68b43683
 import os
 os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1') # or it asks the network for a newer release at every import
 import albumentations as A,cv2,numpy as np,re
@@ -23,6 +23,7 @@ from ..core.files import list_images
 from ..core.files import read_json
 from ..core.files import read_lines
 from ..core.files import read_stored
+from .readers import PART_NAMES
 from .readers import find_subfolder
 from .samples import Report
 from .samples import Sample
@@ -226,9 +227,7 @@ def _list_pairs(file, report):
         pairs.append(pair)
     return pairs, n
 
-# %% ../../nbs/datasets/06_masks.ipynb #61726ec1
-_MASK_PARTS = ('train', 'training', 'val', 'valid', 'validation', 'test', 'testing')
-
+# %% ../../nbs/datasets/06_masks.ipynb #fa8a50c9
 def _annotations(folder):
     "The folder beside `folder` that holds its masks, None when there is none"
     beside = folder.resolve()
@@ -243,7 +242,7 @@ def _folder_pairs(folder, report):
     elif (masks := _annotations(folder)) and list_images(folder): pairs = _pair_folders(folder, masks, report)
     elif found := [p for p in sorted(folder.iterdir()) if p.is_dir() and _is_directory_set(p)]: pairs = [p for d in found if (p := _pair_directory(d, report))]
     else:
-        parts = [n for n in _MASK_PARTS if find_subfolder(folder, (n,))]
+        parts = [n for n in PART_NAMES if find_subfolder(folder, (n,))]
         if parts: raise InputError(f'"{folder}" holds {" and ".join(p + "/" for p in parts)}: give one of them, for example "{find_subfolder(folder, parts)}"')
         raise InputError(f'no masks in "{folder}": imgs/ and masks/ are needed, or directories with Image/ and Mask/0.png, or a folder beside it such as "{folder.resolve().name}annot"')
     return pairs, len(pairs) + sum(e.kind in ('image without mask', 'directory without image', 'duplicate image name') for e in report.entries[before:])
