@@ -120,7 +120,7 @@ def show(self:TextDataReport,
     ax.set(xlabel='word height, px', ylabel='% of the words')
     return ax
 
-# %% ../../nbs/datasets/05_checks.ipynb #2d75576c
+# %% ../../nbs/datasets/05_checks.ipynb #8a8ae7ff
 def progress_bar(
     items,    # What to go through
     text:str, # What is being done
@@ -141,7 +141,7 @@ def decode_image(
     except (InputError, OSError) as e: return report.add('unreadable image', path, f"{str(e).split(': ', 1)[-1]}; found while decoding, training would stop here") and None
     mark = hashlib.sha1(repr(image.shape).encode() + image.tobytes()).digest()
     where, first = seen.setdefault(mark, (part, path))
-    if first != path: report.add('same image twice' if where == part else 'same image in two parts', path, f'the same pixels as {first}')
+    if (where, first) != (part, path): report.add('same image twice' if where == part else 'same image in two parts', path, f'the same pixels as {first}')
     return image
 
 # %% ../../nbs/datasets/05_checks.ipynb #c60cdc26
