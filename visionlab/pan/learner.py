@@ -6,7 +6,7 @@
 __all__ = ['PANItems', 'pan_samples', 'pan_dataloaders', 'show_pan_batch', 'find_words', 'PANEvaluator', 'pan_model', 'pan_loss',
            'pan_learner', 'show_pan_results', 'PANTrainer', 'get_dataloader', 'get_loss', 'get_model']
 
-# %% ../../nbs/pan/05_learner.ipynb #1cc227a5
+# %% ../../nbs/pan/05_learner.ipynb #e0fc9323
 import warnings
 from dataclasses import replace
 import numpy as np
@@ -15,8 +15,7 @@ from pathlib import Path
 from fastcore.basics import noop
 
 from ..core.checks import InputError
-from ..core.config import from_dict
-from ..core.config import load_config
+from ..core.config import as_config
 from ..core.config import replace_config
 from ..core.files import image_size
 from ..core.files import read_image
@@ -258,14 +257,8 @@ def show_pan_results(
     learn.model.train(training)
     return drawn
 
-# %% ../../nbs/pan/05_learner.ipynb #9c615fcf
+# %% ../../nbs/pan/05_learner.ipynb #1379fa3b
 _MODEL_FIELDS = ('backbone', 'fpem_repeat', 'segmentation_head', 'head', 'img_channel')
-
-def _as_config(config):
-    "Settings from whatever a user has at hand: settings, a dict, a JSON file"
-    if isinstance(config, PANConfig): return config
-    if isinstance(config, dict): return from_dict(PANConfig, PANConfig.from_document(config))
-    return load_config(PANConfig, config)
 
 def _pan_meta(learn):
     "What a checkpoint needs for predictions, besides weights and settings"
@@ -273,7 +266,7 @@ def _pan_meta(learn):
     return dict(classes=['text'], normalisation=dict(mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD)), input_size=learn.config.test_size,
                 thresholds={} if cut is None else dict(min_score=float(cut)))
 
-# %% ../../nbs/pan/05_learner.ipynb #1c047b9c
+# %% ../../nbs/pan/05_learner.ipynb #db82b2b0
 class PANTrainer(Trainer):
     "A PAN run in a folder: `train()`, `validate()`, `resume(path)`, `.learn`"
     def __init__(self,
@@ -284,7 +277,7 @@ class PANTrainer(Trainer):
         progress='auto',     # 'bar', 'lines', 'none' (not a word), or 'auto': a bar in a notebook or terminal, lines elsewhere
         **kwargs,            # Passed on to `pan_learner`
     ):
-        config = _as_config(config)
+        config = as_config(PANConfig, config)
         seed_everything(config.seed)
         dls = train_loader if train_loader is not None else pan_dataloaders(config)
         model = model if model is not None else pan_model(replace_config(config, pretrained=config.pretrained and not config.resume_checkpoint))
@@ -292,21 +285,21 @@ class PANTrainer(Trainer):
         pictures = lambda learn: {f'validation {i}': im for i, im in enumerate(show_pan_results(learn, 2))} if learn.evaluator else {}
         super().__init__(learn, config, 'pan', _MODEL_FIELDS, _pan_meta, pictures, getattr(dls, 'report', None), noop if progress == 'none' else None)
 
-# %% ../../nbs/pan/05_learner.ipynb #45e8ed76
+# %% ../../nbs/pan/05_learner.ipynb #558cbe19
 def get_dataloader(
     config, # `PANConfig`, a dict (nested or flat), or the path of a JSON file
 ):          # fastai `DataLoaders`
     "Loaders of the data that the configuration names"
-    return pan_dataloaders(_as_config(config))
+    return pan_dataloaders(as_config(PANConfig, config))
 
 def get_loss(
     config, # `PANConfig`, a dict (nested or flat), or the path of a JSON file
 ) -> PANLoss:
     "The loss that the configuration describes"
-    return pan_loss(_as_config(config))
+    return pan_loss(as_config(PANConfig, config))
 
 def get_model(
     config, # `PANConfig`, a dict (nested or flat), or the path of a JSON file
 ) -> PAN:
     "The network that the configuration describes"
-    return pan_model(_as_config(config))
+    return pan_model(as_config(PANConfig, config))

@@ -36,13 +36,13 @@ def loss_terms(
         terms[name] = float(number) if star else 1.
     return terms
 
-# %% ../../nbs/segmentation/00_config.ipynb #46e3ded9
+# %% ../../nbs/segmentation/00_config.ipynb #80c1c42e
 SEGMENTATION_MODELS = ('Unet', 'UnetPlusPlus', 'MAnet', 'Linknet', 'FPN', 'PSPNet', 'PAN', 'DeepLabV3', 'DeepLabV3Plus', 'UPerNet', 'Segformer', 'DPT')
 SEGMENTATION_METRICS = ('iou', 'dice', 'loss')
-SCORE_PROTOCOLS = ('macro', 'micro', 'imagewise')
+SCORE_PROTOCOLS = ('macro', 'micro', 'imagewise', 'imagewise-micro')
 IGNORED_PIXEL = 255  # what the padding of a mask holds, and every pixel that does not count, once a mask is a tensor
 
-# %% ../../nbs/segmentation/00_config.ipynb #04dc312e
+# %% ../../nbs/segmentation/00_config.ipynb #10faa423
 @dataclass(frozen=True)
 class SegmentationConfig(RunConfig):
     "Everything that decides about a segmentation run"
@@ -87,17 +87,17 @@ class SegmentationConfig(RunConfig):
     focal_gamma:float = 2.                   # Focal loss: how much easy pixels fade, 0 or above
     tversky_beta:float = 0.7                 # Tversky loss: price of a missed pixel, in [0, 1]; that of a false one is the rest to 1
     # Scores and predictions
-    protocol:str = 'macro'                   # How scores are averaged: macro (over classes), micro (over pixels) or imagewise
+    protocol:str = 'macro'                   # How scores are averaged: macro (over classes), micro (over pixels), imagewise or imagewise-micro
     conf_thres:float = 0.5                   # One class: least probability of a pixel, in (0, 1)
     tile:int = 0                             # Predict in tiles of this side, px, 32 to 8192; 0 to fit the whole image into patch_size
-    overlap:float = 0.25                     # Share of a tile that its neighbour sees too, in [0, 0.9]
+    overlap:float = 0.25                     # Share of a tile that its neighbour sees too, in [0, 0.5]
 
     def __post_init__(self):
         for k in ('train_path', 'val_path', 'test_path'): object.__setattr__(self, k, _paths(getattr(self, k)))
         super().__post_init__()
         _check_segmentation(self)
 
-# %% ../../nbs/segmentation/00_config.ipynb #d621ecb8
+# %% ../../nbs/segmentation/00_config.ipynb #b617b4fa
 def _paths(paths):
     "Empty text names no data set, on the command line as in JSON"
     if isinstance(paths, (list, tuple)): return tuple(p for p in paths if p != '')
@@ -111,7 +111,7 @@ def _check_segmentation(
     for k in ('flip', 'flip_vertical', 'color_jitter', 'noise', 'tversky_beta'): check_range(k, getattr(c, k), 0, 1)
     check_range('rotate', c.rotate, 0, 180)
     check_range('focal_gamma', c.focal_gamma, 0)
-    check_range('overlap', c.overlap, 0, 0.9)
+    check_range('overlap', c.overlap, 0, 0.5)
     check_range('classes', c.classes, 1, 255, kind=int)
     check_range('patch_size', c.patch_size, 32, 8192, kind=int)
     if c.tile: check_range('tile', c.tile, 32, 8192, kind=int)
