@@ -20,6 +20,7 @@ from visionlab.datasets.toy import make_toy_text
 from visionlab.inference import load_predictor
 from visionlab.pan.config import PANConfig
 from visionlab.pan.learner import PANItems, PANTrainer, find_words, pan_dataloaders, pan_learner, pan_loss, pan_model, pan_samples
+from visionlab.training.callbacks import one_cycle
 from visionlab.training.checkpoint import load_checkpoint
 
 torch.set_num_threads(1)
@@ -328,6 +329,7 @@ def test_schedule(run):
     steps = np.array([2, 5, 8, 11])/12      # the last of three steps of each epoch
     assert rates(lr_scheduler='PolynomialLR') == pytest.approx((1 - steps)**.9, abs=1e-4)
     assert rates(lr_scheduler='PolynomialLR', power=2.) == pytest.approx((1 - steps)**2, abs=1e-4)
+    assert rates(lr_scheduler='OneCycleLR') == pytest.approx([one_cycle(s, 12)[0] for s in (2, 5, 8, 11)], abs=1e-4)
 
 
 # The run
@@ -380,6 +382,32 @@ class Told(Callback):
     def __init__(self, loss=(1.,), hmean=(0.,)): self.figures = dict(valid_loss=loss, hmean=hmean)
     def after_epoch(self):
         for k, v in self.figures.items(): self.recorder.values[-1][list(self.recorder.metric_names).index(k) - 1] = v[min(self.epoch, len(v) - 1)]
+
+
+@covers('adam_eps')
+def test_adam_eps(run):
+    ends = [final(run(adam_eps=e)) for e in (1e-8, 1e-8, 1e-2)]
+    assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], ends[2])
+    with pytest.raises(InputError, match='`adam_eps` belongs to Adam'): run(adam_eps=1e-3, optimizer='SGD')
+
+
+@covers('eval_step')
+def test_eval_step(run):
+    trainer = run(epochs=2, eval_step=4)       # three steps an epoch
+    assert [r['step'] for r in trainer.history] == [4, 6] and all('hmean' in r for r in trainer.history)
+    assert 'step' not in run(epochs=2).history[0]
+
+
+@covers('check_best_cooldown')
+def test_check_best_cooldown(run):
+    best = [load_checkpoint(run(cbs=Told((1., 2., 3.)), epochs=3, check_best_cooldown=n).best)['epoch'] for n in (0, 1, 2)]
+    assert best == [1, 2, 3] and not run(check_best_cooldown=1).best.exists()
+
+
+@covers('save_checkpoints')
+def test_save_checkpoints(run):
+    assert sorted(p.name for p in run(epochs=2, save_checkpoints=True).folder.glob('epoch-*.pth')) == ['epoch-0001.pth', 'epoch-0002.pth']
+    assert not list(run(epochs=2).folder.glob('epoch-*.pth'))
 
 
 @covers('patience')
