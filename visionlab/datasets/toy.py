@@ -126,8 +126,8 @@ def _word_mask(text, font, size, spread=0.):
         pen += r - l + spread
     return mask
 
-# %% ../../nbs/datasets/02_toy.ipynb #2a7f9542
-_STYLES = dict(plain=.45, spread=.4, tight=.05, underlined=.1) # Share of each
+# %% ../../nbs/datasets/02_toy.ipynb #20a2b2c5
+_STYLES = dict(plain=.55, spread=.3, tight=.05, underlined=.1) # Share of each
 
 def _styled_mask(rng, text, font, size, style):
     "Mask of a word as a sign painter might have set it"
@@ -154,23 +154,23 @@ def _stamp(image, mask, matrix, origin, colour):
     image.paste(colour, (int(x0), int(y0)), moved)
     return corners
 
-# %% ../../nbs/datasets/02_toy.ipynb #6e56ad00
+# %% ../../nbs/datasets/02_toy.ipynb #ad4f70e9
 def _layout(rng, split, height, max_width):
     "Words of a group in the group's own frame: texts, masks, and boxes float (n,4) as x, y, width, height"
-    kind, style = rng.choice(['one', 'row', 'stack'], p=[.93, .035, .035]), rng.choice(list(_STYLES), p=list(_STYLES.values()))
+    kind, style = rng.choice(['one', 'row', 'stack'], p=[.9, .05, .05]), rng.choice(list(_STYLES), p=list(_STYLES.values()))
     n, texts, masks, boxes = 1 if kind == 'one' else 2, [], [], []
     for i in range(n):
         text = toy_word(rng, split)
-        if i == 0 or rng.random() < .3: font = _choose(rng, _FONTS + _LETTER_FONTS)
+        if i == 0 or rng.random() < .6: font = _choose(rng, _FONTS + _LETTER_FONTS)
         if font in _LETTER_FONTS and not text.isalpha(): font = _choose(rng, _FONTS)
         size = _fit_font(text, font, height * (1 if i == 0 else rng.uniform(.85, 1.15)), max_width / (n if kind == 'row' else 1))
-        mask, gap, x, y = _styled_mask(rng, text, font, size, style), rng.uniform(-1, .12 * height), 0., 0.
+        mask, gap, x, y = _styled_mask(rng, text, font, size, style), rng.uniform(-1, .16 * height), 0., 0.
         if i and kind == 'row': x, y = boxes[-1][2] + gap, boxes[-1][3] - mask.height
         if i and kind == 'stack': y = boxes[-1][3] + gap
         texts.append(text); masks.append(mask); boxes.append((x, y, *mask.size))
     return texts, masks, np.array(boxes, float)
 
-# %% ../../nbs/datasets/02_toy.ipynb #0df80ebd
+# %% ../../nbs/datasets/02_toy.ipynb #5888ab52
 def _apart(a, b, margin):
     "Are two convex polygons at least about `margin` px from each other?"
     for p in (a, b):
@@ -185,9 +185,9 @@ def _angle(rng):
     u = rng.random()
     return rng.normal(0, 4) if u < .2 else rng.uniform(-30, 30) if u < .94 else _choose(rng, (-1, 1)) * rng.uniform(60, 90)
 
-def _place(rng, boxes, size, taken, tries=12):
-    "Matrix and origin of a group, and its outline; None when there is no room"
-    low, high = boxes[:, :2].min(0), (boxes[:, :2] + boxes[:, 2:]).max(0)
+def _place(rng, boxes, size, taken, tries=12, pad=0.):
+    "Matrix and origin of a group, and its outline with `pad` px around it; None when there is no room"
+    low, high = boxes[:, :2].min(0) - pad, (boxes[:, :2] + boxes[:, 2:]).max(0) + pad
     matrix = _turn(_angle(rng), rng.uniform(-.12, .12))
     outline = np.array([low, (high[0], low[1]), high, (low[0], high[1])]) @ matrix.T
     room = np.array(size) - 4 - (outline.max(0) - outline.min(0))
@@ -197,11 +197,11 @@ def _place(rng, boxes, size, taken, tries=12):
         if all(_apart(outline + origin, t, 13) for t in taken): return matrix, origin, outline + origin
     return None
 
-# %% ../../nbs/datasets/02_toy.ipynb #28e450ed
+# %% ../../nbs/datasets/02_toy.ipynb #10b9c5ce
 def _colour(rng, ground):
-    "A colour that differs from the mean colour `ground` (RGB, 0-255) by 45 to 120 in brightness"
+    "A colour lighter or darker than the mean colour `ground` (RGB, 0-255) by 120 to 200, as far as there is room"
     gap, light = rng.uniform(120, 200), float(np.dot(ground, (.299, .587, .114)))
-    target = light + gap if light < 90 or (light < 165 and rng.random() < .5) else light - gap
+    target = light + gap if light < 105 or (light < 150 and rng.random() < .5) else light - gap
     tint = rng.uniform(-55, 55, 3)
     return tuple(int(v) for v in np.clip(target + tint - np.dot(tint, (.299, .587, .114)), 0, 255))
 
@@ -226,7 +226,21 @@ def _draw_clutter(rng, image, taken):
     ring = np.stack([np.cos(angles), np.sin(angles)], 1) * size * stretch @ _turn(rng.uniform(-90, 90)).T + middle
     if all(_apart(ring, t, 3) for t in taken): draw.polygon([tuple(p) for p in ring], colour)
 
-# %% ../../nbs/datasets/02_toy.ipynb #bb15b4bc
+# %% ../../nbs/datasets/02_toy.ipynb #2703533b
+def _draw_wires(rng, image):
+    "Thin straight lines right across the scene, alone or in parallel, lighter or darker than what is behind them"
+    draw, (w, h) = ImageDraw.Draw(image), image.size
+    for _ in range(rng.poisson(9 * max(w, h) / 320)):
+        middle, angle = rng.uniform(0, (w, h)), rng.uniform(0, np.pi)
+        way = np.array([np.cos(angle), np.sin(angle)])
+        n, gap, width = (1 if rng.random() < .9 else int(rng.integers(2, 6))), rng.uniform(8, 24), 1 + int(rng.random() < .25)
+        ground = np.array(image.getpixel(tuple(int(v) for v in middle)), float)
+        colour = tuple(int(v) for v in np.clip(ground + _choose(rng, (-1, 1)) * rng.uniform(90, 190) + rng.uniform(-40, 40, 3), 0, 255))
+        for k in range(n):
+            p = middle + np.array([-way[1], way[0]]) * gap * k
+            draw.line([tuple(p - way * (w + h)), tuple(p + way * (w + h))], colour, width)
+
+# %% ../../nbs/datasets/02_toy.ipynb #8e2d30f3
 def _draw_illegible(rng, image, split, taken):
     "One word that cannot be read; gives its corners or None when there is no room"
     text, font, tiny = toy_word(rng, split), _choose(rng, _FONTS), rng.random() < .5
@@ -244,27 +258,31 @@ def _draw_illegible(rng, image, split, taken):
     taken.append(outline)
     return outline
 
-# %% ../../nbs/datasets/02_toy.ipynb #3d973fbe
+# %% ../../nbs/datasets/02_toy.ipynb #652a43c3
+def _draw_sign(rng, image, outline, ground, ink):
+    "A board under a group of words"
+    frame = ink if rng.random() < .8 else None
+    ImageDraw.Draw(image).polygon([tuple(p) for p in outline], fill=tuple(int(v) for v in ground), outline=frame, width=1 + int(rng.random() < .5))
+
+# %% ../../nbs/datasets/02_toy.ipynb #c5e13f98
 def _draw_group(rng, image, split, taken):
     "Draw a group of words; gives corners and texts, empty when there is no room"
     w, h = image.size
-    texts, masks, boxes = _layout(rng, split, min(.2 * h, rng.uniform(10, 16) if rng.random() < .05 else rng.uniform(20, 44)), .8 * w)
-    placed = _place(rng, boxes, image.size, taken)
+    height, sign = min(.2 * h, rng.uniform(10, 16) if rng.random() < .05 else rng.uniform(20, 44)), rng.random() < .35
+    texts, masks, boxes = _layout(rng, split, height, .8 * w)
+    placed = _place(rng, boxes, image.size, taken, pad=rng.uniform(.38, .55) * height if sign else 0.)
     if placed is None: return [], []
     matrix, origin, outline = placed
-    ground = np.array(image.resize((1, 1), Image.Resampling.BOX, box=(*outline.min(0), *outline.max(0))))[0, 0].astype(float)
-    if rng.random() < .15:
-        ground, middle = rng.uniform(0, 255, 3), outline.mean(0)
-        sign = middle + (outline - middle) * rng.uniform(1.35, 1.7)
-        ImageDraw.Draw(image).polygon([tuple(p) for p in sign], fill=tuple(int(v) for v in ground))
+    ground = rng.uniform(0, 255, 3) if sign else np.array(image.resize((1, 1), Image.Resampling.BOX, box=(*outline.min(0), *outline.max(0))))[0, 0].astype(float)
     effect, ink, quads = rng.choice(['none', 'shadow', 'outline'], p=[.84, .08, .08]), _colour(rng, ground), []
+    if sign: _draw_sign(rng, image, outline, ground, ink)
     for mask, box in zip(masks, boxes):
-        if quads and rng.random() < .6: ink = _colour(rng, ground)
+        if quads and rng.random() < .9: ink = _colour(rng, ground)
         quads.append(_draw_word(rng, image, mask, matrix, origin + matrix @ box[:2], ink, effect))
     taken.append(outline)
     return quads, texts
 
-# %% ../../nbs/datasets/02_toy.ipynb #eaa244df
+# %% ../../nbs/datasets/02_toy.ipynb #d26e1012
 @lru_cache(1)
 def _grain(): return Image.fromarray(np.random.default_rng(7).normal(128, 24, (512, 512, 3)).clip(0, 255).astype(np.uint8))
 
@@ -276,7 +294,7 @@ def _camera(rng, image):
     tiles = _grain().resize((w, h), Image.Resampling.NEAREST, box=(x * 512 * .1, y * 512 * .1, 512, 512))
     return np.clip(np.asarray(image, np.int16) + ((np.asarray(tiles, np.int16) - 128) * int(amount * 256) >> 8), 0, 255).astype(np.uint8)
 
-# %% ../../nbs/datasets/02_toy.ipynb #b8d8fbe0
+# %% ../../nbs/datasets/02_toy.ipynb #230ac6b6
 def _toy_size(size):
     "(width, height) from one number or two"
     w, h = (size, size) if np.ndim(size) == 0 else size
@@ -301,20 +319,23 @@ def toy_text_scene(
             polys, texts = polys + quads, texts + words
         smeared = [_draw_illegible(rng, image, split, taken) for _ in range(int(rng.choice([0, 1, 2], p=[.6, .25, .15])))]
         polys, texts = polys + [q for q in smeared if q is not None], texts + ['###'] * sum(q is not None for q in smeared)
-    for _ in range(rng.poisson(36 * w * h / 320**2)): _draw_clutter(rng, image, taken)
+    _draw_wires(rng, image)
+    for _ in range(rng.poisson(8 * w * h / 320**2)): _draw_clutter(rng, image, taken)
     return _camera(rng, image), polys, texts, np.array([t == '###' for t in texts], dtype=bool)
 
-# %% ../../nbs/datasets/02_toy.ipynb #feab33d7
+# %% ../../nbs/datasets/02_toy.ipynb #a8a405cd
 def threshold_baseline(
-    image,             # uint8 (H,W,3) RGB
-    join:int=25,       # Gaps up to this are closed, px
-    least:int=600,     # Smallest word, px²
-) -> list:             # Quads, float (4,2), px
-    "Find text without learning: Otsu's threshold, gaps closed, connected components"
+    image,              # uint8 (H,W,3) RGB
+    block:int=31,       # Side of the neighbourhood, px, odd
+    contrast:float=95,  # How much a pixel differs from its neighbourhood's mean, 0 to 255
+    join:int=25,        # Gaps up to this are closed, px
+    least:int=600,      # Smallest word, px²
+) -> list:              # Quads, float (4,2), px
+    "Find text without learning: a local threshold, gaps closed, connected components"
     import cv2
     gray, out = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), []
     for side in (gray, 255 - gray):
-        bright = cv2.threshold(side, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)[1]
+        bright = cv2.adaptiveThreshold(side, 255, cv2.ADAPTIVE_THRESH_MEAN_C, cv2.THRESH_BINARY, block, -contrast)
         closed = cv2.morphologyEx(bright, cv2.MORPH_CLOSE, np.ones((3, join), np.uint8))
         n, labels, stats, _ = cv2.connectedComponentsWithStats(closed, connectivity=8)
         for i in range(1, n):
@@ -324,8 +345,8 @@ def threshold_baseline(
             out.append(cv2.boxPoints(cv2.minAreaRect(pixels.astype(np.float32))).astype(float))
     return out
 
-# %% ../../nbs/datasets/02_toy.ipynb #942b4574
-_TOY_VERSION = 3 # Raised when the scenes change, so that old sets are drawn again
+# %% ../../nbs/datasets/02_toy.ipynb #2a32240c
+_TOY_VERSION = 4 # Raised when the scenes change, so that old sets are drawn again
 
 def _write_split(folder, split, n, size):
     "Images and label files of one split"
@@ -345,7 +366,7 @@ def _toy_is_there(folder, wanted):
     files = [folder/s/f for s in WORDS for i in range(1, wanted[s] + 1) for f in (f'img/img_{i}.jpg', f'gt/gt_img_{i}.txt')]
     return told == wanted and all(f.is_file() for f in files)
 
-# %% ../../nbs/datasets/02_toy.ipynb #1a5f40ed
+# %% ../../nbs/datasets/02_toy.ipynb #9e28ae7d
 def make_toy_text(
     folder,            # Where to write; made when missing
     n_train:int=400,   # Training scenes

@@ -118,7 +118,7 @@ def _runs_of_one_shape(samples, items, batch_size):
         group.append(item)
     if group: yield group
 
-# %% ../../nbs/pan/06_predict.ipynb #57f9fc8f
+# %% ../../nbs/pan/06_predict.ipynb #2413a645
 def evaluate_pan(
     checkpoint,          # Path of a checkpoint, or what `load_checkpoint` gave
     data=(),             # Data sets with ground truth, paths; empty for the validation set of the run
@@ -142,9 +142,9 @@ def evaluate_pan(
     misses = explain_misses(judge.found, [s.polygons for s in samples], [s.ignore for s in samples], [str(i) for i in range(len(samples))])
     return PANScore(judge.score, figures['text_iou'], misses, cut, report, seconds, judge.results, samples)
 
-# %% ../../nbs/pan/06_predict.ipynb #47ee5b2f
+# %% ../../nbs/pan/06_predict.ipynb #e092fc75
 DEMO_SETTINGS = dict(name='pan-demo', val_ratio=0.06, input_size=256, test_size=320, scale=(0.85, 1.15), rotate=8., batch_size=4, backbone='resnet18', head='conv1x1',
-                     fpem_repeat=1, pretrained=False, epochs=3, lr=3e-3, lr_scheduler='PolynomialLR', amp=True, num_workers=0, bce_weight=1., show_images_interval=0)
+                     fpem_repeat=1, pretrained=False, epochs=3, lr=3e-3, amsgrad=False, lr_scheduler='PolynomialLR', amp=True, num_workers=0, bce_weight=1., show_images_interval=0)
 
 # %% ../../nbs/pan/06_predict.ipynb #39b19260
 def demo_picture(
@@ -169,7 +169,7 @@ def baseline_score(
     from visionlab.core.files import read_image
     return text_hmean([threshold_baseline(read_image(s.path)) for s in samples], [s.polygons for s in samples], [s.ignore for s in samples])
 
-# %% ../../nbs/pan/06_predict.ipynb #1ed3d571
+# %% ../../nbs/pan/06_predict.ipynb #a57b3874
 def pan_demo(
     output_dir='output', # Folder for the data, the run and the picture
     seed:int=42,         # Seed of everything random, 0 or above
