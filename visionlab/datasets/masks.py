@@ -34,16 +34,16 @@ from .transforms import sample_seed
 from .transforms import warp_image
 from .transforms import warp_matrix
 
-# %% ../../nbs/datasets/06_masks.ipynb #6657056e
+# %% ../../nbs/datasets/06_masks.ipynb #3a150173
 def read_color_table(
     path,      # Text, CSV or JSON file
 ) -> dict:     # (r,g,b), 0 to 255 -> class number
     "Read which colour stands for which class"
     path,table = check_file(path, 'color_table'), {}
     if path.suffix.lower() == '.json':
-        found = read_json(path)
-        rows = [(i, re.split(r'[,\s]+', str(k).strip('()[] ')), v) for i,(k,v) in enumerate(found.items(), 1)] if isinstance(found, dict) else []
-        rows = [(i, [*_hex(k), str(v)]) for i,k,v in rows]
+        found = read_json(path)   # {"128,64,128": 1}, {"#804080": 1} or {"Road": [128,64,128]}
+        parts = lambda v: _hex(re.findall(r'[^\s,()\[\]]+', str(v)))
+        rows = [(i, parts(k) + parts(v)) for i,(k,v) in enumerate(found.items(), 1)] if isinstance(found, dict) else []
     else: rows = [(i, _hex(f)) for i,l in enumerate(read_lines(path), 1) if (f := re.findall(r'[^\s,;:]+', l)) and (f[0][0] != '#' or len(f[0]) == 7)]
     for i,fields in rows:
         entry = _colour_entry(fields)

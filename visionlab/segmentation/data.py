@@ -84,9 +84,11 @@ class SegmentationItems:
         width:float=1.7, # Width of each, inches
     ): show_segmentation_batch(batch, max_n, self.config.class_names, width)
 
-# %% ../../nbs/segmentation/01_data.ipynb #f5c0c56c
-def _read_mask_sets(paths, report):
+# %% ../../nbs/segmentation/01_data.ipynb #5f32f1f7
+def _read_mask_sets(paths, report, search_files=False):
     "Samples of all sets"
+    for p in paths:
+        if search_files and Path(p).is_file(): raise InputError(f"`search_files` looks into folders, '{p}' is a file: leave `search_files` out to read it as a list")
     return [s for p in paths for s in read_mask_samples(p, report)[0]]
 
 def segmentation_samples(
@@ -96,7 +98,7 @@ def segmentation_samples(
     "What a run trains on and what it is judged by"
     report = report if report is not None else Report('data of the run')
     paths = segmentation_paths(config)
-    train = _read_mask_sets(paths['train'], report)
+    train = _read_mask_sets(paths['train'], report, config.search_files)
     if paths['val']: val = _read_mask_sets(paths['val'], report)
     else: train, val = split_samples(train, config.val_ratio, config.seed)
     mine = {Path(s.path).resolve() for s in train}
@@ -193,15 +195,12 @@ class BinaryDataset(SegmentationDataset):
         color_table=None,        # dict or file with the class (0 or 1) of each colour, for painted masks
     ): super().__init__(source, 1, patch_size, augmentations, search_files, ignore_index, color_table)
 
-# %% ../../nbs/segmentation/01_data.ipynb #4677e813
+# %% ../../nbs/segmentation/01_data.ipynb #90e705bd
 def _listed_samples(source, search_files):
     "Samples and report of what a data set was given"
     source = source if source is not None else '.' if search_files else 'training_dataset.txt'
     several = list(source) if isinstance(source, (list, tuple)) else [source]
     if not several: raise InputError('"source" is empty: a list file, a folder or samples are needed')
     if all(isinstance(s, Sample) for s in several): return several, Report('samples')
-    if search_files:
-        for p in several:
-            if Path(p).is_file(): raise InputError(f"`search_files` looks into folders, '{p}' is a file: leave `search_files` out to read it as a list")
     report = Report('data set')
-    return _read_mask_sets(several, report), report
+    return _read_mask_sets(several, report, search_files), report
