@@ -322,11 +322,41 @@ def test_the_checkpoint_as_an_option(done, refused, toy, best):
     assert 'two checkpoints' in refused('predict', best, '--model', 'other.pth', *words) and 'needs CHECKPOINT as its first word, or --model' in refused('predict', *words)
 
 
-@covers('predict.patch_size', 'predict.classes', 'predict.encoder')
+@covers('predict.patch_size', 'predict.classes', 'predict.encoder', 'predict.tile')
 def test_a_system_refuses_what_it_does_not_know(refused, toy, best):
-    for option, value in (('patch-size', 640), ('classes', 2), ('encoder', 'resnet18')):
+    for option, value in (('patch-size', 640), ('classes', 2), ('encoder', 'resnet18'), ('tile', 512)):
         assert f'"{option.replace("-", "_")}"' in refused('predict', best, '--source', toy/'test/img', f'--{option}', value)
     assert 'at least 1' in refused('predict', best, '--source', toy/'test/img', '--classes', 0)
+
+
+@pytest.fixture(scope='module')
+def masks(tmp_path_factory):
+    "A tiny segmentation run, and the images it knows"
+    from visionlab.datasets.toy_masks import make_toy_masks
+    folder = tmp_path_factory.mktemp('masks')
+    toy = make_toy_masks(folder/'toy', n_train=6, n_test=2, size=64, classes=3)
+    words = '--patch-size 64 --encoder resnet18 --no-pretrained --epochs 1 --batch-size 2 --workers 0 --no-tensorboard --classes 3 --device cpu'.split()
+    assert main(['train', 'segmentation', '--train-path', f'{toy}/train', '--output-dir', str(folder/'out'), *words]) == 0
+    return folder/'out'/'segmentation'/'best-checkpoint.pth.tar', toy/'test'
+
+
+def test_options_agree_with_the_checkpoint_or_are_refused(done, refused, masks):
+    best, images = masks
+    a = done('predict', '--model', best, '--source', images, '--patch-size', 64, '--conf-thres', .5, '--classes', 3, '--encoder', 'resnet18', '--output-dir', 'a')
+    assert '2 of 2 images answered' in a
+    done('predict', best, '--source', images, '--output-dir', 'b')
+    assert [{**r, 'regions': 0} for r in rows('a')] == [{**r, 'regions': 0} for r in rows('b')]
+    for words, said in ((('--classes', 2), "number of classes is 3"), (('--encoder', 'resnet50'), "encoder is 'resnet18'"), (('--patch-size', 3), 'patch_size')): assert said in refused('predict', best, '--source', images, *words)
+    assert '2 of 2 images' in done('predict', best, '--source', images, '--tile', 32, '--output-dir', 'c')
+
+
+def test_figures_stand_on_the_frames(done, masks, toy, monkeypatch):
+    from visionlab.inference import draw
+    noted, real = [], draw.draw_notes
+    monkeypatch.setattr(draw, 'draw_notes', lambda image, lines: (noted.append(lines), real(image, lines))[1])
+    film('walk.mp4', toy, 3)
+    done('predict', masks[0], '--source', 'walk.mp4', '--save-video', '--patch-size', 96)
+    assert [n[0] for n in noted] == [f'frame {i} of 3' for i in (1, 2, 3)] and all(re.fullmatch(r'\d+ ms', n[1]) and any(re.fullmatch(r'largest: \d+ px', line) for line in n) for n in noted)
 
 
 @covers('predict.view_img')

@@ -30,7 +30,7 @@ from ..core.systems import find_system
 from ..core.systems import system_names
 from ..inference.sources import is_video
 
-# %% ../../nbs/cli/00_app.ipynb #24e66a50
+# %% ../../nbs/cli/00_app.ipynb #9ef75433
 @dataclass(frozen=True)
 class EvaluateOptions:
     "Options of `visionlab evaluate CHECKPOINT`"
@@ -54,6 +54,7 @@ class PredictOptions:
     patch_size:int|None = None       # Side that images are scaled to, px; None for the one of the checkpoint
     classes:int|None = None          # Number of classes, to be compared with the checkpoint; None: whatever it has
     encoder:str|None = None          # Name of the encoder, to be compared with the checkpoint; None: whatever it has
+    tile:int|None = None             # Side of the pieces in which an image goes through the network, px, for systems that can; None: in one piece
     max_frames:int = 0               # Frames of each video or stream, 0 for all
     view_img:bool = False            # Show each result in a window; q closes it and ends the run
     save_video:bool = False          # Write a video with the results drawn on it for each video or stream
@@ -77,10 +78,10 @@ class DemoOptions:
 
     def __post_init__(self): _check_options(self)
 
-# %% ../../nbs/cli/00_app.ipynb #69ca34f5
+# %% ../../nbs/cli/00_app.ipynb #4055164c
 def _check_options(options):
     "Raise `InputError` for the first number outside its range"
-    for name, limits in dict(batch_size=dict(low=1, kind=int), seed=dict(low=0, kind=int), min_score=dict(low=0, high=1), max_frames=dict(low=0, kind=int), patch_size=dict(low=1, kind=int), classes=dict(low=1, kind=int)).items():
+    for name, limits in dict(batch_size=dict(low=1, kind=int), seed=dict(low=0, kind=int), min_score=dict(low=0, high=1), max_frames=dict(low=0, kind=int), patch_size=dict(low=1, kind=int), tile=dict(low=1, kind=int), classes=dict(low=1, kind=int)).items():
         if getattr(options, name, None) is not None: check_range(name, getattr(options, name), **limits)
 
 # %% ../../nbs/cli/00_app.ipynb #6e4069e3
@@ -177,10 +178,10 @@ def _nothing(files, streams, report):
     first = report.entries[0] if len(report) else 'it gave no picture'
     return f'none of the {len(files) + len(streams)} {what} can be read, the first: {first}' if len(files) + len(streams) > 1 else str(first)
 
-# %% ../../nbs/cli/00_app.ipynb #4b109bc5
+# %% ../../nbs/cli/00_app.ipynb #11425301
 def _given(options):
     "Options for the system's predictor, without those left out"
-    return {k: getattr(options, k) for k in ('min_score', 'patch_size', 'classes', 'encoder') if getattr(options, k) is not None}
+    return {k: getattr(options, k) for k in ('min_score', 'patch_size', 'classes', 'encoder', 'tile') if getattr(options, k) is not None}
 
 # %% ../../nbs/cli/00_app.ipynb #657ff176
 def _grouped(frames, batch_size):

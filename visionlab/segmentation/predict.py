@@ -121,6 +121,11 @@ def picture(self:SegmentationResult,
     return shown
 
 @patch
+def notes(self:SegmentationResult) -> list:
+    "Lines for the corner of the picture"
+    return [f'{len(self)} region{"s"*(len(self) != 1)}', f'largest: {self.largest_area:.0f} px']
+
+@patch
 def save_mask(self:SegmentationResult,
     path, # PNG file to write
 ):
