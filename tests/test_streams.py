@@ -126,6 +126,11 @@ def test_two_accounts_of_one_camera_are_two_streams():
     assert LoadStreams(['rtsp://a:b@cam/1', 'rtsp://c:d@cam/1', 'rtsp://cam/1']).names == ['rtsp://***@cam/1 (1)', 'rtsp://***@cam/1 (2)', 'rtsp://cam/1']
 
 
+def test_a_camera_that_is_not_there_is_one_line(capfd):
+    with pytest.raises(InputError, match='no camera number 97'): list(LoadStreams(97, retries=0))
+    assert capfd.readouterr().err == ''
+
+
 # Things that look like streams
 
 class Line:

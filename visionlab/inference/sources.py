@@ -6,10 +6,11 @@
 __all__ = ['VIDEO_SUFFIXES', 'STREAM_SCHEMES', 'is_stream', 'is_video', 'hide_login', 'list_sources', 'split_sources', 'Frame',
            'prepare_frame', 'check_frame_options', 'open_video', 'frames_in', 'read_video', 'LoadImages']
 
-# %% ../../nbs/inference/00_sources.ipynb #8ca1c98d
+# %% ../../nbs/inference/00_sources.ipynb #7eebc733
 import glob
 import os
 import re
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -141,9 +142,26 @@ def check_frame_options(
     check_range('max_frames', max_frames, low=0, kind=int)
     if transform is not None and not callable(transform): raise InputError(f'`transform` is a function of an image, got {type(transform).__name__}')
 
-# %% ../../nbs/inference/00_sources.ipynb #1237f08e
+# %% ../../nbs/inference/00_sources.ipynb #f33320a1
+class _SilentOpenCV:
+    "A `with` block, for any number of threads, in which OpenCV logs nothing"
+    def __init__(self): self.lock, self.inside, self.level = threading.Lock(), 0, None
+    def __enter__(self):
+        from cv2.utils import logging
+        with self.lock:
+            if not self.inside: self.level = logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+            self.inside += 1
+    def __exit__(self, *_):
+        from cv2.utils import logging
+        with self.lock:
+            self.inside -= 1
+            if not self.inside: logging.setLogLevel(self.level)
+
+_silent_opencv = _SilentOpenCV()
+
+# %% ../../nbs/inference/00_sources.ipynb #80e1f936
 def open_video(
-    address,           # Video file, or address of a stream
+    address,           # Video file (`Path`), address of a stream, or number of a camera
     timeout:float=10., # Longest wait for an answer of a stream, s
 ):                     # `cv2.VideoCapture`; ask it `isOpened()`
     "OpenCV's capture of a video, through FFmpeg and nothing else"
@@ -152,9 +170,9 @@ def open_video(
     if talkative and hide_login(address) != str(address): raise InputError(f"FFmpeg would print the password in '{hide_login(address)}', because {talkative[0]} is set: unset it")
     os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
     wait = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, int(1000*timeout), cv2.CAP_PROP_READ_TIMEOUT_MSEC, int(1000*timeout)]
-    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)    # its messages quote the address, login included
-    try: return cv2.VideoCapture(os.path.abspath(address) if isinstance(address, Path) else address, cv2.CAP_FFMPEG, wait)
-    finally: cv2.utils.logging.setLogLevel(level)
+    with _silent_opencv:
+        if re.fullmatch(r'\d+', str(address)) and not isinstance(address, Path): return cv2.VideoCapture(int(address))
+        return cv2.VideoCapture(os.path.abspath(address) if isinstance(address, Path) else address, cv2.CAP_FFMPEG, wait)
 
 def frames_in(
     capture, # Opened `cv2.VideoCapture`
@@ -164,7 +182,7 @@ def frames_in(
     n = capture.get(cv2.CAP_PROP_FRAME_COUNT)
     return int(n) if 0 < n < 1e9 else 0
 
-# %% ../../nbs/inference/00_sources.ipynb #83bb5ae8
+# %% ../../nbs/inference/00_sources.ipynb #4bfae481
 def read_video(
     path,               # Video file
     max_frames:int=0,   # Stop after so many, 0 for all
@@ -187,7 +205,7 @@ def read_video(
         elif total - n > max(1, total//100): report.add('video ends early', path, f'after {n} of {total} frames')
     finally: capture.release()
 
-# %% ../../nbs/inference/00_sources.ipynb #17933759
+# %% ../../nbs/inference/00_sources.ipynb #68b71a2c
 class LoadImages:
     "Pictures of image and video files, one at a time, as `Frame`s"
     def __init__(self,

@@ -135,7 +135,7 @@ def why_no_picture(
 class NoPictureError(InputError):
     "No stream gave any picture; the message says why for each"
 
-# %% ../../nbs/inference/03_streams.ipynb #7382ff06
+# %% ../../nbs/inference/03_streams.ipynb #dd490f8f
 class LoadStreams:
     "Newest frames of several streams, as `Frame`s"
     def __init__(self,
@@ -166,8 +166,7 @@ class LoadStreams:
 
     def connect(self, address):
         "A fresh capture of one stream"
-        import cv2
-        return open_video(address, self.timeout) if '://' in address else cv2.VideoCapture(int(address))
+        return open_video(address, self.timeout)
 
 # %% ../../nbs/inference/03_streams.ipynb #b5f7e6c6
 @patch
