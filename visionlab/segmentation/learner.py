@@ -7,11 +7,12 @@ __all__ = ['predicted_classes', 'true_classes', 'SegmentationEvaluator', 'Traini
            'batch_pictures', 'validation_pictures', 'worst_pictures', 'segmentation_learner', 'segmentation_meta',
            'SegmentationTrainer', 'save_confusion']
 
-# %% ../../nbs/segmentation/04_learner.ipynb #734a5112
+# %% ../../nbs/segmentation/04_learner.ipynb #bc780813
 import numpy as np
 import torch
 from fastcore.basics import noop
 from fastcore.basics import patch
+from fastcore.foundation import L
 
 from ..core.checks import InputError
 from ..core.config import as_config
@@ -103,16 +104,16 @@ class SegmentationEvaluator:
         drawn = worst_pictures(learn, max_n)
         for ax,image in zip(plt.subplots(len(drawn), 1, figsize=(4.5, 1.6*len(drawn)), dpi=72, squeeze=False)[1][:, 0], drawn): ax.imshow(image); ax.axis('off')
 
-# %% ../../nbs/segmentation/04_learner.ipynb #368b9bc1
+# %% ../../nbs/segmentation/04_learner.ipynb #d1c0dc88
 class TrainingScores(TrainingCallback):
     "IoU and dice of the training batches of an epoch: `train_iou`, `train_dice`"
     order,run_valid,remove_on_fetch = 53,False,True      # after `LossParts`, whose `means` it adds to, before `RunState`
     def __init__(self,
         config:SegmentationConfig, # Settings: classes, conf_thres, ignore_index, protocol
-    ): self.config,self.k = config,max(2, config.classes)
+    ): self.settings,self.k = config,max(2, config.classes)
     def before_train(self): self.counts = None
     def after_batch(self):
-        c,k = self.config,self.k
+        c,k = self.settings,self.k
         with torch.no_grad():
             p,t = predicted_classes(self.pred.detach().as_subclass(torch.Tensor), c.conf_thres),true_classes(self.y.as_subclass(torch.Tensor), c.classes, c.ignore_index)
             pairs = torch.where(t == IGNORED_PIXEL, torch.full_like(t, k*k), t*k + p).flatten()     # what does not count goes into a bin of its own
@@ -122,8 +123,8 @@ class TrainingScores(TrainingCallback):
         m = self.counts[:-1].reshape(self.k, self.k).cpu().numpy()
         tp = np.diagonal(m)
         four = np.stack([tp, m.sum(0) - tp, m.sum(1) - tp, m.sum() - m.sum(0) - m.sum(1) + tp])[:, None]
-        if self.config.classes == 1: four = four[:, :, 1:]
-        protocol = 'micro' if 'micro' in self.config.protocol else 'macro'
+        if self.settings.classes == 1: four = four[:, :, 1:]
+        protocol = 'micro' if 'micro' in self.settings.protocol else 'macro'
         self.learn.loss_parts.means.update({f'train_{n}': mean_score(n, *four, protocol) for n in ('iou', 'dice')})
 
 # %% ../../nbs/segmentation/04_learner.ipynb #4309c398
@@ -184,7 +185,7 @@ def worst_pictures(
     worst = learn.evaluator.worst(n)
     return validation_pictures(learn, [i for i,_ in worst], [f'{learn.evaluator.samples[i].path.name}: IoU {s:.2f}' for i,s in worst])
 
-# %% ../../nbs/segmentation/04_learner.ipynb #c3592853
+# %% ../../nbs/segmentation/04_learner.ipynb #ea4cf9f5
 def segmentation_learner(
     dls,                       # From `segmentation_dataloaders`
     config:SegmentationConfig, # Settings
@@ -199,7 +200,7 @@ def segmentation_learner(
         raise InputError(f'`metrics` is {config.metrics}, which needs validation images: give `val_path`, a `val_ratio` above 0, or `metrics` loss')
     evaluator = SegmentationEvaluator(dls.valid.dataset.samples, config) if valid else None
     model = model if model is not None else segmentation_model(config)
-    return make_learner(dls, model, loss_func or segmentation_loss(config), config, system='segmentation', evaluator=evaluator, cbs=[TrainingScores(config), *cbs], **kwargs)
+    return make_learner(dls, model, loss_func or segmentation_loss(config), config, system='segmentation', evaluator=evaluator, cbs=[TrainingScores(config), *L(cbs)], **kwargs)
 
 # %% ../../nbs/segmentation/04_learner.ipynb #e4b4df18
 _MODEL_FIELDS = ('model', 'encoder', 'classes')
