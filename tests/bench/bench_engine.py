@@ -33,6 +33,7 @@ def measure(n=3, size=640, batch=4, rounds=6):
     from visionlab.training.learner import make_learner
     config = SimpleNamespace(device='cpu', optimizer='Adam', lr=1e-3, clip_grad=0., display_interval=10, patience=10, lr_scheduler='PolynomialLR')
     net, loss = model_and_loss()
+    net = net.to(memory_format=torch.channels_last)     # the layout that the engine gives every model
     opt = torch.optim.Adam(net.parameters(), 1e-3, amsgrad=True)
     own, _ = model_and_loss()
     dl = lambda: TfmdDL(Batches(n, size, batch), bs=None, num_workers=0)
