@@ -95,7 +95,7 @@ def test_help_of_a_command(done, monkeypatch, words, cls):
         note = field_help(cls)[f.name]
         assert note, f'{f.name} has no comment'
         default = 'none' if f.default in ('', (), None) else ' '.join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
-        assert re.search(rf'--{f.name.replace("_", "-")}\b.*? {re.escape(note)}(\. Also (--[\w-]+,? ?)+)? ?\(default: {re.escape(str(default))}\)', out), f.name
+        assert re.search(rf'--{f.name.replace("_", "-")}\b.*? {re.escape(note)}(\.? Also (--[\w-]+,? ?)+)? ?\(default: {re.escape(str(default))}\)', out), f.name
 
 
 def test_help_of_all(done):
@@ -128,6 +128,68 @@ def test_resume_through_the_door(done, toy, tmp_path):
     out = done(*words, '--epochs', 2, '--resume-checkpoint', 'out/pan/latest.pth')
     assert 'going on after epoch 1' in out and load_checkpoint('out/pan/latest.pth')['epoch'] == 2 and not Path('out/pan-2').exists()
     assert 'nothing to do' in done(*words, '--epochs', 2, '--resume-checkpoint', 'out/pan/latest.pth')
+
+
+class KilledIn:
+    "The process is killed in a batch of that epoch; `KeyboardInterrupt` if it is stopped by hand"
+    def __init__(self, monkeypatch, epoch, error):
+        from visionlab.training.callbacks import RunState
+        def stop(self):
+            if self.epoch == epoch: raise error
+        monkeypatch.setattr(RunState, 'before_batch', stop, raising=False)
+
+
+class Killed(BaseException): pass
+
+
+@pytest.fixture(scope='module')
+def undisturbed(toy, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('undisturbed')
+    assert main(['train', 'pan', '--train-path', f'{toy}/train', *TINY, '--epochs', '3', '--lr', '.002', '--flip', '0', '--name', 'mine', '--output-dir', str(folder)]) == 0
+    return load_checkpoint(folder/'mine/latest.pth')
+
+
+@pytest.mark.parametrize('option', ['--resume-checkpoint out/mine/latest.pth', '--resume_checkpoint=out/mine/latest.pth'])
+def test_a_killed_run_goes_on_with_one_option(done, toy, undisturbed, monkeypatch, option):
+    with monkeypatch.context() as m, pytest.raises(Killed):
+        KilledIn(m, 1, Killed)
+        main(['train', 'pan', '--train-path', f'{toy}/train', *TINY, '--epochs', '3', '--lr', '.002', '--flip', '0', '--name', 'mine', '--output-dir', 'out'])
+    out = done('train', 'pan', *option.split())
+    got = load_checkpoint('out/mine/latest.pth')
+    assert 'going on after epoch 1' in out and 'other settings' not in out and got['history'] == undisturbed['history'] and not Path('out/mine-2').exists()
+    assert all(torch.equal(v, undisturbed['model'][k]) for k, v in got['model'].items())
+    same = {k: v for k, v in undisturbed['config'].items() if k not in ('output_dir', 'resume_checkpoint')}
+    assert {k: v for k, v in got['config'].items() if k in same} == same
+    assert 'nothing to do' in done('train', 'pan', *option.split())
+    assert '"lr" 0.002 -> 0.001' in done('train', 'pan', *option.split(), '--epochs', 4, '--lr', .001)      # what is typed wins
+    assert load_checkpoint('out/mine/latest.pth')['epoch'] == 4
+
+
+def test_the_line_after_ctrl_c_is_a_command_that_goes_on(vl, done, toy, undisturbed, monkeypatch):
+    import shlex
+    with monkeypatch.context() as m:
+        KilledIn(m, 2, KeyboardInterrupt)
+        code, out, _ = vl('train', 'pan', '--train-path', f'{toy}/train', *TINY, '--epochs', '3', '--lr', '.002', '--flip', '0', '--name', 'mine', '--output-dir', 'my runs')
+    assert code == 130 and '2 of 3 epochs are saved' in out
+    command = shlex.split(out.rpartition('To go on: ')[2])
+    assert command == ['visionlab', 'train', 'pan', '--resume-checkpoint', 'my runs/mine/latest.pth']
+    done(*command[1:])
+    assert all(torch.equal(v, undisturbed['model'][k]) for k, v in load_checkpoint('my runs/mine/latest.pth')['model'].items())
+
+
+def test_a_fine_tuned_run_goes_on_with_one_option(done, refused, toy, best):
+    done('train', 'pan', '--train-path', toy/'train', *TINY, '--finetune-checkpoint', best)
+    out = done('train', 'pan', '--resume-checkpoint', 'output/pan/latest.pth', '--epochs', 2)
+    assert 'going on after epoch 1' in out and load_checkpoint('output/pan/latest.pth')['epoch'] == 2
+    Path('other.json').write_text('{}')
+    assert '`train_path` is empty' in refused('train', 'pan', '--config', 'other.json', '--resume-checkpoint', 'output/pan/latest.pth')     # the file is the base, as it was
+    assert '"--resume-checkpoint": no file' in refused('train', 'pan', '--resume-checkpoint', 'output/pan/lates.pth')
+
+
+def test_a_rate_that_never_drops_is_told(done, toy):
+    words = ['train', 'pan', '--train-path', toy/'train', *TINY]
+    assert 'StepLR never drops: "step_size" 200, "epochs" 1' in done(*words)
+    assert 'never drops' not in done(*words, '--lr-scheduler', 'PolynomialLR') + done(*words, '--epochs', 2, '--step-size', 1)
 
 
 # The nested configuration
@@ -488,7 +550,7 @@ def test_demo(done, monkeypatch):
     ('train pan --shuffle maybe', 'is a switch'), ('train pan --scale 1', 'needs 2 values'), ('train pan --scale 2 1', '`scale` is a smallest and a largest'), ('train pan --batch-size 0', 'at least 1'),
     ('train pan --backbone resnet81', "Did you mean 'resnet18'?"), ('train pan --optimizer sgd', "Did you mean 'SGD'?"), ('train pan --momentum .9', 'belongs to SGD'), ('train pan --input-size 100', 'multiple of 32'),
     ('train pan --color-jitter 2', 'at most 1'), ('train pan --rotate 270', 'at most 180'), ('train pan --train-path a --train-ratio .5 .5', 'one share for each'), ('train pan --seed -1', 'at least 0'),
-    ('train pan --train-path nowhere', "no file '"), ('train pan --config', 'needs text, got nothing'), ('train pan --config nowhere.json', "no file '"), ('train pan --name a/b', '`name` is the name of a folder'),
+    ('train pan --train-path nowhere', "no file '"), ('train pan --config', 'needs text, got nothing'), ('train pan --config nowhere.json', '"--config": no file'), ('train pan --name a/b', '`name` is the name of a folder'),
     ('train pan --device gpu --train-path TOY/train', "Did you mean 'cuda'?"), ('train pan --device cuda:99 --train-path TOY/train', "no 'cuda:99', it has"), ('train pan --train-path TOY', 'holds train/ and test/'),
     ('train pan --train-path TOY/train/img/img_1.jpg', 'is an image'), ('train pan --train-path TOY/train --val-ratio 0 --no-pretrained', 'needs validation images'),
     ('evaluate', 'needs CHECKPOINT'), ('evaluate nowhere.pth', "no file '"), ('evaluate TOY', 'is a folder'), ('evaluate BEST --data nowhere', "no file '"), ('evaluate BEST --min-score 85', 'at most 1'),
@@ -496,7 +558,7 @@ def test_demo(done, monkeypatch):
     ('predict', 'needs CHECKPOINT'), ('predict BEST', 'needs --source'), ('predict --source x BEST', 'needs CHECKPOINT as its first word'), ('predict BEST --source', 'needs --source'), ('predict BEST --source nowhere', 'neither a file, nor a folder'),
     ('predict BEST --source TOY/*.jpg', 'matches no image'), ('predict BEST --source TOY/test/gt', 'holds no image'), ('predict BEST --source TOY/test/gt/gt_img_1.txt', 'do not exist'),
     ('predict BEST --source TOY/test/img --batch-size -1', 'at least 1'), ('predict BEST --source TOY/test/img --images perhaps', 'is a switch'), ('predict BEST --source TOY/toy.json', 'it is no picture'),
-    ('check', 'needs a system'), ('check pan', 'needs PATH'), ('check pan nowhere', "no file '"), ('check pan TOY extra', "'extra' belongs to no option"), ('demo pan --seed x', 'needs a whole number'),
+    ('check', 'needs a system'), ('check pan', 'needs PATH'), ('check pan nowhere', '"PATH": no file or folder'), ('check pan TOY extra', "'extra' belongs to no option"), ('demo pan --seed x', 'needs a whole number'),
     ('demo pan --epochs 3', 'is no option')])
 def test_mistakes(refused, toy, best, line, said):
     assert said in refused(*(w.replace('TOY', str(toy)).replace('BEST', str(best)) for w in line.split()))

@@ -470,7 +470,7 @@ def test_ctrl_c_and_on(tmp_path, whole):
             if self.epoch == 2 and self.training: self.learn.remove_cb(self); raise KeyboardInterrupt
     lines = []
     t = spot_trainer(tmp_path, cbs=CtrlC(), say=lines.append, lr_scheduler='PolynomialLR').train()
-    assert lines[-1] == f"stopped by hand; 2 of 5 epochs are saved. To go on: --resume-checkpoint '{t.latest}'"
+    assert lines[-1] == f"stopped by hand; 2 of 5 epochs are saved. To go on: resume_checkpoint='{t.latest}'"
     t.train()
     same(load_checkpoint(t.latest), whole[0])
 

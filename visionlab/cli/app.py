@@ -22,7 +22,10 @@ from fastcore.basics import patch
 from .. import __version__
 from ..core.checks import InputError
 from ..core.checks import check_choice
+from ..core.checks import check_file
+from ..core.checks import check_path
 from ..core.checks import check_range
+from ..core.config import from_dict
 from ..core.config import parse_args
 from ..core.files import atomic_path
 from ..core.files import write_json
@@ -88,7 +91,8 @@ def _check_options(options):
 def _train(words):
     name, words = _first(words, 'train', 'SYSTEM')
     system = find_system(name)
-    config = parse_args(system.load('config'), words, prog=f'visionlab train {name}', description=f'Train {system.title}.')
+    cls = system.load('config')
+    config = parse_args(cls, words, prog=f'visionlab train {name}', description=f'Train {system.title}.', default=_settings_to_go_on(cls, name, words))
     trainer = system.load('trainer')(config)
     trainer.train()
     if trainer.stopped_by_hand: raise KeyboardInterrupt
@@ -102,7 +106,7 @@ def _check(words):
     path, words = _first(words, f'check {name}', 'PATH')
     options = parse_args(CheckOptions, words, prog=f'visionlab check {name} PATH', description='Report what is in a data set, and what could not be used.')
     _check_target('save', options.save)
-    report = system.load('check')(path)
+    report = system.load('check')(check_path(path, 'PATH'))
     print(report.summary())
     if options.save: report.save(options.save)
 
@@ -122,6 +126,23 @@ def _evaluate(words):
     score = system.load('evaluate')(checkpoint, data=options.data, device=options.device, batch_size=options.batch_size, **given)
     print(score)
     if options.save: write_json(options.save, score.to_dict())
+
+# %% ../../nbs/cli/00_app.ipynb #fa2ee46f
+def _settings_to_go_on(cls, system, words):
+    "The settings in the checkpoint after --resume-checkpoint; None without one, and where --config names others"
+    path = _typed(words, 'resume_checkpoint', cls)
+    if not path or _typed(words, 'config', cls): return None
+    from visionlab.training.checkpoint import load_checkpoint
+    stored = load_checkpoint(check_file(path, '--resume-checkpoint'), system)['config']
+    return from_dict(cls, {k: v for k, v in stored.items() if k != 'finetune_checkpoint'}, f"the settings in '{path}'")
+
+def _typed(words, name, cls):
+    "Value of an option among words that nobody has parsed yet, under any of its names; '' for none"
+    names, value = {name, *(a for a, n in getattr(cls, 'aliases', {}).items() if n == name)}, ''
+    for word, following in zip(words, [*words[1:], '']):
+        option, equals, behind = word.partition('=')
+        if option.startswith('--') and option[2:].replace('-', '_') in names: value = behind if equals else '' if following.startswith('--') else following
+    return value
 
 # %% ../../nbs/cli/00_app.ipynb #0a1c3422
 def _first(words, command, what):
@@ -341,7 +362,8 @@ _commands = dict(
 def help_text() -> str: # What `visionlab --help` prints
     "The whole door on one screen"
     rows = [f'  visionlab {f"{n} {words}":36}{what}' for n, (_, words, what) in _commands.items()]
-    systems = [f'  {n:12}{find_system(n).title}' for n in system_names()]
+    names = system_names()
+    systems = [f'  {n:{max(map(len, names)) + 2}}{find_system(n).title}' for n in names]
     return '\n'.join([f'visionlab {__version__}: vision systems to read, train and use', '', *rows, '', 'SYSTEM is one of', *systems, '',
                       '`visionlab COMMAND ... --help` lists the options with units and defaults.'])
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['InputError', 'MissingPathError', 'SavedFileError', 'nearest', 'did_you_mean', 'check_choice', 'check_range',
-           'check_folder', 'check_file', 'check_device', 'check_shape', 'import_optional']
+           'check_folder', 'check_file', 'check_path', 'check_device', 'check_shape', 'import_optional']
 
 # %% ../../nbs/core/00_checks.ipynb #390fa411
 import difflib,importlib,numbers,os
@@ -103,6 +103,16 @@ def check_file(
     if path.is_file(): return path
     if path.is_dir(): raise InputError(f"\"{name}\": '{path}' is a folder, a file is needed")
     raise _missing('file', path, name)
+
+def check_path(
+    path,             # File or folder that must exist; `~` is the home folder
+    name:str='path',  # Name of the argument, for the message
+) -> Path:            # The same path, absolute
+    "An existing file or folder, or an error that says how far the path was right"
+    if not str(path): raise InputError(f'"{name}" is empty, a file or folder is needed')
+    path = Path(os.path.abspath(Path(path).expanduser()))
+    if path.exists(): return path
+    raise _missing('file or folder', path, name)
 
 # %% ../../nbs/core/00_checks.ipynb #0999655b
 def check_device(

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import NoneType,UnionType
 from typing import Annotated,Any,Literal,Union,get_args,get_origin,get_type_hints
 from .checks import InputError
-from .checks import check_range,did_you_mean,nearest
+from .checks import check_file,check_range,did_you_mean,nearest
 from .files import read_json,write_json
 
 # %% ../../nbs/core/02_config.ipynb #c8217a90
@@ -209,7 +209,7 @@ def _double(cls, default):
         value = getattr(default, f.name) if default is not None else f.default if f.default_factory is MISSING else f.default_factory()
         hint = '(default: none)' if value in ('', (), None) else None
         also = ', '.join('--'+a.replace('_','-') for a,n in getattr(cls, 'aliases', {}).items() if n == f.name)
-        arg = tyro.conf.arg(help=notes[f.name]+(f'. Also {also}' if also else '') or ' ', help_behavior_hint=hint)
+        arg = tyro.conf.arg(help=notes[f.name] + ('.'*(notes[f.name][-1:] not in '?!.') + f' Also {also}' if also else '') or ' ', help_behavior_hint=hint)
         items.append((f.name, Annotated[hints[f.name], arg]) + (() if value is MISSING else (dataclasses.field(default_factory=lambda v=value: v),)))
     if 'config' not in hints:
         arg = tyro.conf.arg(help='JSON file with settings; the options given here win over it', metavar='FILE', help_behavior_hint='(default: none)')
@@ -278,7 +278,7 @@ def parse_args(
     prog,args = prog or Path(sys.argv[0]).name, list(sys.argv[1:] if args is None else args)
     words = _regular_words(args, _double(cls, default), prog, getattr(cls, 'aliases', None))
     files = [b if not a.startswith('--config=') else a.partition('=')[2] for a,b in zip(words, words[1:]+['']) if a == '--config' or a.startswith('--config=')]
-    if files and files[-1] and 'config' not in get_type_hints(cls): default = load_config(cls, files[-1])
+    if files and files[-1] and 'config' not in get_type_hints(cls): default = load_config(cls, check_file(files[-1], '--config'))
     double,box = _double(cls, default), io.StringIO()
     try:
         with contextlib.redirect_stderr(box): got = tyro.cli(double, args=words, prog=prog, description=description)

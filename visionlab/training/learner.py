@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'FREE_SETTINGS', 'setting', 'make_opt_func', 'EvaluatorColumn', 'evaluator_columns', 'make_learner',
-           'new_run_folder', 'changed_settings', 'changed_curve', 'format_change', 'Trainer']
+           'new_run_folder', 'changed_settings', 'changed_curve', 'flat_curve', 'format_change', 'Trainer']
 
 # %% ../../nbs/training/03_learner.ipynb #c6392fba
-import inspect,os,shutil
+import inspect,os,shlex,shutil
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +21,7 @@ from fastcore.foundation import L
 from ..core.checks import InputError,check_choice,check_device,check_range
 from ..core.config import save_config,to_dict
 from ..core.settings import RunConfig
+from ..core.systems import system_names
 from .callbacks import Accumulate,Autocast,CheckpointCallback,EarlyStopper,EpochSchedule,LossParts,NonFiniteStop,ResumableLearner,RunState,load_run
 from .checkpoint import load_checkpoint,load_weights,seed_everything
 from .loggers import CSVLog,ProgressLog,TensorBoardLog,WandbLog,format_row,print_line,wants_bars
@@ -157,6 +158,14 @@ def changed_curve(
     if kind not in ('PolynomialLR', 'OneCycleLR') or None in (a, b) or a == b: return ''
     return f'"epochs" {a} -> {b}: {kind} reaches its end at the last epoch, so the learning rate goes on along another curve than before'
 
+def flat_curve(
+    config, # Settings
+) -> str:   # A line for the user, '' if the rate falls or was never meant to
+    "A learning rate that never drops, though a schedule was chosen that lets it"
+    s = partial(setting, config)
+    if s('lr_scheduler') != 'StepLR' or s('step_size') < s('epochs'): return ''
+    return f'StepLR never drops: "step_size" {s("step_size")}, "epochs" {s("epochs")}; the learning rate stays at {s("lr"):g}. A smaller "step_size", or "lr_scheduler" PolynomialLR, lets it fall'
+
 def format_change(
     diff:dict, # Name -> (old, new)
 ) -> str:      # 'lr 0.1 -> 0.01, ...'
@@ -247,11 +256,13 @@ def train(self:Trainer):
     if self.start >= n: self.say(f'nothing to do: {self.start} {unit}s are trained and "epochs" is {setting(self.config, "epochs")}')
     if not self.start: seed_everything(setting(self.config, 'seed'))
     self.say(f"run folder '{self.folder}'" + (f', going on after {unit} {self.start}' if self.start else ''))
+    flat = flat_curve(self.config)
+    if flat and self.start < n: self.say(flat)
     try: self.learn.fit(setting(self.config, 'epochs'), start_epoch=self.start)
     except KeyboardInterrupt:
         self.stopped_by_hand = True
         done = self.learn.run_state.history
-        self.say(f"stopped by hand; {len(done)} of {n} {unit}s are saved." + (f" To go on: --resume-checkpoint '{self.latest}'" if done else ''))
+        self.say(f"stopped by hand; {len(done)} of {n} {unit}s are saved." + (f' To go on: {self.command()}' if done else ''))
         return self
     run = self.learn.run_state
     best = run.best
@@ -259,6 +270,11 @@ def train(self:Trainer):
     if best: self.say(f"best: {format_row({best['metric']: best['value']})} in {unit} {best['epoch']+1}, in '{self.best}'")
     elif run.history: self.say(f'no best checkpoint: none of the {len(run.history)} {unit}s was judged ("check_best_cooldown" is {run.cooldown})')
     return self
+
+@patch
+def command(self:Trainer) -> str: # A line for a shell, or a setting where the command line does not know the system
+    "What goes on with this run"
+    return f'visionlab train {self.system} --resume-checkpoint {shlex.quote(str(self.latest))}' if self.system in system_names() else f"resume_checkpoint='{self.latest}'"
 
 @patch
 def validate(self:Trainer) -> dict: # Name -> value: valid_loss and all metrics
