@@ -88,6 +88,17 @@ def test_bad_lines(line, what):
     with pytest.raises(InputError, match=what): parse_icdar_line(line)
 
 
+BLANKS, YOLO = 'separated by blanks; commas are needed', 'looks like YOLO boxes'
+@pytest.mark.parametrize('line,what', [('10 10 60 10 60 30 10 30 hello', BLANKS), ('\ufeff10  10 60 10 60 30 10 30\r\n', BLANKS), ('10,10 60,10 60,30 10,30 svg', BLANKS), ('1\t2\t3\t4\t5\t6\t7\t8\ta', 'separated by tabs'),
+    ('1;2;3;4;5;6;7;8;a', 'separated by semicolons'), ('0 0.5 0.5 0.1 0.2', YOLO), ('3,.5,.5,.1,.2', YOLO), ('0 0.1 0.1 0.3 0.1 0.3 0.2 0.1 0.2', YOLO)])
+def test_lines_of_other_formats_are_named(line, what):
+    with pytest.raises(InputError, match=what) as e: parse_icdar_line(line)
+    assert repr(line.strip('\ufeff\r\n')) in str(e.value)
+    for plain in ('1,2,3,4,5,6,word', '10 10 60 10 hello', '###', '0.5 0.5 0.1 0.1 0.1', 'x'*500):
+        with pytest.raises(InputError) as e: parse_icdar_line(plain)
+        assert 'separated' not in str(e.value) and 'YOLO' not in str(e.value) and len(str(e.value)) < 160
+
+
 def test_curved_polygon_with_price(rng=np.random.default_rng(0)):
     "Fourteen points along an arc stay fourteen, whatever the transcript"
     angle = np.linspace(np.pi, 2 * np.pi, 7)

@@ -40,15 +40,24 @@ def _count_points(
     return next((k for k in simple + near if k > 5), 5 if 5 in simple else 4)
 
 # %% ../../nbs/datasets/01_readers.ipynb #6bb29dd5
+def _other_format(line, need):
+    "What a line without enough numbers between commas probably is, '' when nobody knows"
+    words = [w for w in re.split(r'[\s;,]+', line.strip('\ufeff\r\n\t ')) if w]
+    n = next((i for i, w in enumerate(words) if not _NUMBER.fullmatch(w)), len(words))
+    if n >= 5 and words[0].isdigit() and all(0 <= float(w) <= 1 for w in words[1:n]): return ': this looks like YOLO boxes (class, centre and size as shares of the image); corners in px are needed'
+    if n < need: return ''
+    return f': the numbers are separated by {"semicolons" if ";" in line else "tabs" if chr(9) in line else "blanks"}; commas are needed'
+
 def parse_icdar_line(
     line:str,        # One line: x1,y1,...,x4,y4[,x5,y5,...],transcript
     points:int=None, # Number of points of every polygon, None finds out
 ):                   # The polygon, float (N,2) in px, and the transcript
     "Split a label line into polygon and transcript"
-    fields = line.strip('\ufeff\r\n').split(',')
+    line = line.strip('\ufeff\r\n')
+    fields = line.split(',')
     n = next((i for i, f in enumerate(fields) if not _NUMBER.fullmatch(f)), len(fields))
     need = 2 * (points or 4)
-    if n < need: raise InputError(f'{n} numbers before the text, {need} or more are needed (x1,y1,...,x{need//2},y{need//2})')
+    if n < need: raise InputError(f'{n} numbers before the text, {need} or more are needed (x1,y1,...,x{need//2},y{need//2}), got {line if len(line) < 60 else line[:56] + "..."!r}{_other_format(line, need)}')
     pts = np.array(fields[:n - n % 2], dtype=np.float64).reshape(-1, 2)
     k = points or (_count_points(pts) if len(pts) > 4 else 4)
     if (big := np.abs(pts[:k]).max()) > MAX_COORDINATE: raise InputError(f'a coordinate of {big:g} px cannot be right')
