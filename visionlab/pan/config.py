@@ -29,26 +29,26 @@ class PANConfig(RunConfig):
     metrics:str = 'hmean'                    # What decides about the best checkpoint: hmean of the validation images, or loss
     # Data
     train_path:tuple[str, ...] = ()          # Training sets: ICDAR folders (img/ and gt/) or lists of `image<TAB>label` lines
-    train_ratio:tuple[float, ...] = ()       # Share of each training set that is used, in (0, 1]; empty for all of all
+    train_ratio:tuple[float, ...] = ()       # Share of each training set that is used, in (0, 1]; empty: all images of all sets
     val_path:tuple[str, ...] = ()            # Validation sets, same formats; empty to hold back val_ratio of the training images
     val_ratio:float = 0.1                    # Share of the training images held back for validation, in [0, 1), without val_path
     input_size:int = 640                     # Side of the square training crop, px, a multiple of 32, at most 8192
     test_size:int = 736                      # Short side of an image in validation and prediction, px, 32 to 8192
     img_channel:int = 3                      # 3 for colour, 1 for gray images
     # Augmentation
-    scale:tuple[float, float] = (0.7, 1.3)   # Random zoom, short side over input_size, smallest and largest, 0.01 or above
+    scale:tuple[float, float] = (0.7, 1.3)   # Random zoom: the short side becomes input_size times a factor between these two, 0.01 or above; test_size near the middle of that
     aspect:tuple[float, float] = (0.9, 1.1)  # Random stretch, width over height, smallest and largest, 0.1 or above
     rotate:float = 10.                       # Random rotation up to this angle either way, degrees, at most 180
-    flip:float = 0.5                         # Share of images mirrored left to right, in [0, 1]
+    flip:float = 0.5                         # Share of images mirrored left to right, in [0, 1]; 0 for documents
     crop_text:float = 0.625                  # Share of crops placed on text on purpose, in [0, 1]
     color_jitter:float = 0.5                 # Strength of brightness and saturation changes, in [0, 1], 0 for none
     noise:float = 0.                         # Largest standard deviation of added noise, share of full white, in [0, 1]
     # Targets
-    shrink_ratio:float = 0.5                 # Kernel size over text size, in (0, 1]
+    shrink_ratio:float = 0.5                 # r: the outline moves in by area*(1-r^2)/perimeter, px; a long line keeps about r^2 of its height; in (0, 1]
     max_shrink:int = 20                      # Largest distance a kernel's edge moves inwards, px
     # Model
-    backbone:str = 'shufflenetv2'            # resnet18 34 50 101 152, resnext50_32x4d, resnext101_32x8d, shufflenetv2, mobilenet_v2, densenet121
-    fpem_repeat:int = 2                      # Feature pyramid enhancement modules in a row, 1 or above
+    backbone:str = 'shufflenetv2'            # resnet18, resnet34, resnet50, resnet101, resnet152, resnext50_32x4d, resnext101_32x8d, shufflenetv2, mobilenet_v2, densenet121
+    fpem_repeat:int = 2                      # Feature pyramid enhancement modules in a row, 0 or above
     pretrained:bool = True                   # Start from ImageNet weights (downloaded once)
     segmentation_head:str = 'FPEM_FFM'       # FPEM_FFM (light) or FPN
     head:str = 'conv3x3'                     # conv3x3 (official: 3x3 then 1x1) or conv1x1 (a single 1x1)
@@ -57,12 +57,12 @@ class PANConfig(RunConfig):
     beta:float = 0.25                        # Weight of the aggregation and discrimination terms
     delta_agg:float = 0.5                    # Embeddings this near to their kernel cost nothing
     delta_dis:float = 3.                     # Kernels this far apart cost nothing
-    ohem_ratio:float = 3.                    # Hard negative pixels kept for each positive one
+    ohem_ratio:float = 3.                    # Hard negative pixels kept for each positive one, above 0
     reduction:str = 'mean'                   # mean or sum over the images of a batch
-    convention:str = 'paper'                 # paper, official or seed: whose reading of the loss
+    convention:str = 'paper'                 # Whose reading of the loss: paper, official (pan_pp.pytorch) or seed (PAN.pytorch; not the option seed)
     bce_weight:float = 0.5                   # Weight of the term that lets text-free images teach, 0 for the plain loss
     # Decode
-    decode_convention:str = 'paper'          # paper, official, seed or mmocr: whose reading of the decoding
+    decode_convention:str = 'paper'          # Whose reading of the decoding: paper, official (pan_pp.pytorch), seed (PAN.pytorch; not the option seed) or mmocr
     min_score:float|None = None              # Least mean text probability of a word; None for the convention's own or the tuned one
     min_area:int|None = None                 # Least area of a word, px of the network's input (paper, official) or of its map; None for the convention's own
     tune_score:bool = True                   # Choose min_score on the validation images after training and store it
@@ -88,7 +88,8 @@ def _check_pan(
     for k in ('flip', 'crop_text', 'color_jitter', 'noise'): check_range(k, getattr(c, k), 0, 1)
     check_range('rotate', c.rotate, 0, 180)
     for k in ('alpha', 'beta', 'delta_agg', 'delta_dis', 'bce_weight', 'max_shrink'): check_range(k, getattr(c, k), 0)
-    for k in ('fpem_repeat', 'ohem_ratio'): check_range(k, getattr(c, k), 1)
+    check_range('fpem_repeat', c.fpem_repeat, 0, kind=int)
+    check_range('ohem_ratio', c.ohem_ratio, above=0)
     check_range('test_size', c.test_size, 32, LARGEST_SIDE, kind=int)
     check_range('input_size', c.input_size, high=LARGEST_SIDE, kind=int)
     if c.input_size < 32 or c.input_size % 32: raise InputError(f'`input_size` is a multiple of 32 px, got {c.input_size}: try {max(32, round(c.input_size/32)*32)}')
