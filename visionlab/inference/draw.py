@@ -27,6 +27,7 @@ from .sources import open_video
 # %% ../../nbs/inference/01_draw.ipynb #960cd6cb
 def _canvas(image):
     "A fresh uint8 (H,W,3) copy to draw on"
+    if isinstance(image, (str, os.PathLike)): raise InputError(f'"image" must be an array, got the path {os.fspath(image)!r}: read it with `visionlab.core.files.read_image`')
     image = np.asarray(image)
     if image.dtype == bool: image = image.astype(np.uint8)*255
     if image.ndim == 3 and image.shape[2] == 1: image = image[...,0]

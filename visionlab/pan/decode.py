@@ -9,11 +9,13 @@ __all__ = ['DECODE_RULES', 'DecodeRules', 'find_kernels', 'kernel_means', 'grow_
 # %% ../../nbs/pan/04_decode.ipynb #6e132380
 import math
 from dataclasses import dataclass,field
+from pathlib import Path
 import cv2
 import numpy as np
 from fastcore.basics import patch
 from ..core.checks import InputError
 from ..core.checks import check_choice,check_range,check_shape
+from ..core.files import read_image
 from ..geometry.masks import label_components,row_extents
 from ..geometry.polygons import min_area_quads
 from ..inference.draw import draw_polygons
@@ -253,7 +255,8 @@ class TextResult:
         return f"TextResult({len(self)} word{'s'*(len(self) != 1)}" + (f" in {self.size[1]}x{self.size[0]} px" if self.size else '') + f"{scores})"
 
     def picture(self, image=None):
-        "uint8 (H,W,3): the outlines on `image`, or on the regions in colour"
+        "uint8 (H,W,3): the outlines on `image` (an array or a file), or on the regions in colour"
+        if isinstance(image, (str, Path)): image = read_image(image)
         if image is not None: return draw_polygons(image, self.polygons, self.scores)
         (h,w),(gh,gw) = self.labels.shape, self.size or self.labels.shape
         zoom = max(1, round(480/max(h,w)))
@@ -265,8 +268,9 @@ class TextResult:
     def show(self, image=None, ax=None):
         "Draw the result with matplotlib"
         import matplotlib.pyplot as plt
+        picture = self.picture(image)
         if ax is None: ax = plt.subplots(figsize=(6,4), dpi=72)[1]
-        ax.imshow(self.picture(image)); ax.set_axis_off()
+        ax.imshow(picture); ax.set_axis_off()
         return ax
 
     def _repr_png_(self): return cv2.imencode('.png', self.picture()[...,::-1])[1].tobytes()
