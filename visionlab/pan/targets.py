@@ -18,7 +18,7 @@ from ..geometry.polygons import shrink_polygon
 def kernel_offset(
     area:float,         # Polygon area, px²
     perimeter:float,    # Polygon perimeter, px
-    ratio:float=.5,     # Kernel size over text size, in (0, 1]
+    ratio:float=.5,     # r: a long line keeps about r^2 of its height, in (0, 1]
     max_shrink:float=20,# Never more than this, px
 ) -> float:             # Distance every edge moves inwards, whole px unless `max_shrink` is not
     "How far to shrink a text polygon to get its kernel"
@@ -27,7 +27,7 @@ def kernel_offset(
 # %% ../../nbs/pan/01_targets.ipynb #2836c8e6
 def kernel_polygons(
     p:np.ndarray,       # Polygon (N,2), px
-    ratio:float=.5,     # Kernel size over text size, in (0, 1]
+    ratio:float=.5,     # r: a long line keeps about r^2 of its height, in (0, 1]
     max_shrink:float=20,# Never shrink by more than this, px
 ) -> list:              # Polygons (M,2), px; `p` itself when nothing would be left
     "The kernel of a word, usually one polygon"
@@ -38,7 +38,7 @@ def kernel_polygons(
 class PANTargets:
     "Draws what PAN learns: words, their kernels, and where labels can be trusted"
     def __init__(self,
-        shrink_ratio:float=.5, # Kernel size over text size, in (0, 1]
+        shrink_ratio:float=.5, # r: a long line keeps about r^2 of its height, in (0, 1]
         max_shrink:float=20,   # Never shrink by more than this, px
     ):
         self.shrink_ratio = check_range('shrink_ratio', shrink_ratio, above=0, high=1)
