@@ -114,6 +114,15 @@ def _page_of_link(target):
     return '/'.join([*folders, re.sub(r'^\d+[a-z]?_', '', name)])
 
 
+def method_links(src, symbols):
+    "A method that stands inside its class has no heading of its own: links to it lead to the class"
+    headings = set().union(*symbols.values())
+    one = lambda m: m[0] if m[2] in headings else f'{m[1]}{m[2].split(".")[0]})'
+    for f in src.rglob('*.md'):
+        text = f.read_text(encoding='utf-8')
+        f.write_text(re.sub(r'(\]\([\w/.-]*\.html#)(\w+\.\w+)\)', one, text), encoding='utf-8')
+
+
 def page_path(nb):
     "Where the page of a notebook lives, without its order number: pan/03_loss.ipynb -> pan/loss.md"
     rel = nb.relative_to(nbs)
@@ -270,6 +279,7 @@ def build(out, readme=False, workers=2):
         tmp = Path(tmp); src = tmp/'src'; src.mkdir()
         with ProcessPoolExecutor(workers, mp_context=get_context('fork')) as pool:
             symbols = dict(pool.map(render, all_notebooks(), [src]*len(all_notebooks())))
+        method_links(src, symbols)
         for f in here.glob('*.css'): shutil.copy(f, src/f.name)
         shutil.copy(here/'worker.js', src/'worker.js')
         if (nbs/'images').exists(): shutil.copytree(nbs/'images', src/'images')
