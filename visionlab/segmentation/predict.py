@@ -7,7 +7,7 @@ __all__ = ['SEGMENTATION_DEMO', 'SegmentationResult', 'mask_regions', 'mask_from
            'segmentation_predictor', 'SegmentationEvaluation', 'evaluate_segmentation', 'segmentation_demo',
            'demo_sheet']
 
-# %% ../../nbs/segmentation/05_predict.ipynb #4fb2be2c
+# %% ../../nbs/segmentation/05_predict.ipynb #d6c35e83
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +26,7 @@ from ..core.files import read_image
 from ..datasets.masks import fit_long_side
 from ..datasets.masks import read_mask_samples
 from ..datasets.samples import Report
+from ..datasets.toy_masks import make_toy_masks
 from ..datasets.transforms import normalise
 from ..geometry.polygons import polygon_area
 from ..inference.draw import class_colors
@@ -98,7 +99,7 @@ def _edge_polygon(contour):
     before,after = p - np.roll(p, 1, 0),np.roll(p, -1, 0) - p
     return p[before[:, 0]*after[:, 1] != before[:, 1]*after[:, 0]]       # nothing between corners
 
-# %% ../../nbs/segmentation/05_predict.ipynb #3dee0e37
+# %% ../../nbs/segmentation/05_predict.ipynb #ab454182
 @patch
 def to_dict(self:SegmentationResult) -> dict:
     "Plain values for JSON"
