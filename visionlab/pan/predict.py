@@ -175,11 +175,12 @@ def pan_demo(
     seed:int=42,         # Seed of everything random, 0 or above
     n_train:int=510,     # Training scenes
     n_test:int=80,       # Unseen scenes
+    progress:str='auto', # 'bar', 'lines', 'none', or 'auto': a bar in a notebook or terminal, lines elsewhere
     **settings,          # `PANConfig` fields that take the place of the demo's
 ) -> PANScore:           # Figures on the unseen scenes
     "Train on toy scenes, evaluate on unseen ones, draw what was found"
     toy = make_toy_text(Path(output_dir)/'toy-text', n_train=n_train, n_test=n_test, size=(320, 320))
-    trainer = PANTrainer(PANConfig(**{**DEMO_SETTINGS, **dict(train_path=(f'{toy}/train',), output_dir=str(output_dir), seed=seed), **settings}))
+    trainer = PANTrainer(PANConfig(**{**DEMO_SETTINGS, **dict(train_path=(f'{toy}/train',), output_dir=str(output_dir), seed=seed), **settings}), progress=progress)
     start = time.perf_counter()
     trainer.train()
     if trainer.stopped_by_hand: raise KeyboardInterrupt     # nobody waits for figures of a part of a demo
