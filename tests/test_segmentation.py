@@ -203,7 +203,7 @@ def test_what_does_not_count(name):
 def test_a_run_learns_and_leaves_its_files(run):
     trainer = run(epochs=6, batch_size=3, lr=.05, adam_eps=1e-8, csv=True, tensorboard=True, save_checkpoints=True, show_images_interval=2, loss='ce+dice', name='roads')
     h = trainer.history
-    assert h[-1]['train_loss'] < h[0]['train_loss'] and {'iou', 'dice', 'pixel_accuracy', 'train_iou', 'train_dice', 'train_ce', 'valid_dice', 'lr'} <= set(h[0])
+    assert h[-1]['train_loss'] < h[0]['train_loss'] and {'iou', 'dice', 'pixel_accuracy', 'train_iou', 'train_dice', 'train_ce_loss', 'valid_dice_loss', 'lr'} <= set(h[0])
     names = {p.name for p in trainer.folder.iterdir()}
     assert {'best-checkpoint.pth.tar', 'checkpoint.pth.tar', 'checkpoint-0001.pth.tar', 'checkpoint-0006.pth.tar', 'config.json', 'confusion.png', 'history.csv', 'report.txt', 'worst.jpg', 'tb'} == {n for n in names if not n.startswith('checkpoint-000') or n in ('checkpoint-0001.pth.tar', 'checkpoint-0006.pth.tar')}
     assert trainer.folder.name == 'roads'
@@ -376,6 +376,13 @@ def test_evaluation(trained, tmp_path):
     for s in a.samples: matrix.add(predictor(s.path).mask, read_mask(s.mask_path, 3))
     assert matrix.score().iou == pytest.approx(a.score.iou, abs=1e-9)
     with pytest.raises(InputError, match='number of classes'): evaluate_segmentation(best, toy, device='cpu', classes=5)
+
+
+def test_demo(tmp_path, capsys):
+    from visionlab.segmentation import segmentation_demo
+    found = segmentation_demo(str(tmp_path), n_train=8, n_test=3, epochs=1, device='cpu', patch_size=32)
+    said = capsys.readouterr().out
+    assert len(found.samples) == 3 and 'visionlab predict' in said and 'IoU' in said and (tmp_path/'segmentation-demo'/'masks.jpg').exists()
 
 
 def test_mask_regions_are_the_pixels():

@@ -87,7 +87,7 @@ def lovasz_loss(
     w = (n > 0).to(pred.dtype)*(1 if weights is None else weights)
     return (w*(errors*steps).sum(0)).sum()/w.sum().clamp(min=1e-12)
 
-# %% ../../nbs/segmentation/03_loss.ipynb #a0acb58a
+# %% ../../nbs/segmentation/03_loss.ipynb #ba72fd60
 class SegmentationLoss(nn.Module):
     "A sum of losses by name; keeps its parts in `last_parts`"
     def __init__(self,
@@ -106,7 +106,7 @@ class SegmentationLoss(nn.Module):
     def forward(self, pred, target):
         p,t,good = counted_pixels(pred, target, self.ignore_index)
         parts = {k: self.functions[k](p, t, good, self.weights) for k in self.terms}
-        self.last_parts = {k: v.detach() for k,v in parts.items()} if len(parts) > 1 else {}
+        self.last_parts = {f'{k}_loss': v.detach() for k,v in parts.items()} if len(parts) > 1 else {}     # `dice` alone is the name of a score
         return sum(self.terms[k]*v for k,v in parts.items())
 
 def segmentation_loss(

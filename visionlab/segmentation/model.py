@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['SIDES', 'SegmentationNet', 'segmentation_model']
 
-# %% ../../nbs/segmentation/02_model.ipynb #8d59d864
-import torch
+# %% ../../nbs/segmentation/02_model.ipynb #588065bb
 from torch import nn
 from torch.nn import functional as F
 
