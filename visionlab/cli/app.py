@@ -7,6 +7,7 @@ __all__ = ['EvaluateOptions', 'PredictOptions', 'CheckOptions', 'DemoOptions', '
 
 # %% ../../nbs/cli/00_app.ipynb #61fbd684
 import contextlib
+import csv
 import json
 import os
 import re
@@ -235,7 +236,7 @@ def _answer_all(predictor, frames, answers, options):
 class _Answers:
     "Results of a run on their way to files and the screen"
     def __init__(self, out, options):
-        self.out, self.options, self.names, self.count, self.stills, self.moving, self.films, self.progress = out, options, set(), 0, 0, {}, {}, _Progress()
+        self.out, self.options, self.names, self.count, self.stills, self.moving, self.films, self.table, self.progress = out, options, set(), 0, 0, {}, {}, None, _Progress()
 
     def __enter__(self):
         from visionlab.inference.draw import ImageWindow
@@ -260,6 +261,7 @@ class _Answers:
         self.lines.write(json.dumps(row) + '\n')
         self.count, self.stills = self.count + 1, self.stills + (not moving)
         if moving: self.progress.step(frame)
+        if hasattr(result, 'to_row'): self._row({k: row[k] for k in ('image', 'frame') if k in row}, result)
         if self.options.text: _write_lines(self.out/(f'res_{name}_{frame.number:06d}.txt' if moving else f'res_{name}.txt'), result)
         return self._show(frame, result, seconds, rate, name, moving)
 
@@ -288,6 +290,16 @@ def _show(self:_Answers, frame, result, seconds, rate, name, moving):
         self._film(name, rate, isinstance(frame.path, str)).add(picture, frame.number - last[1] if last[1] else 1)
         last[1] = frame.number
     return self.window is None or self.window.show(picture, 0 if moving else 2, key=name)
+
+@patch
+def _row(self:_Answers, where, result):
+    "A line of predictions.csv, and one on the screen for each image, of a result that is a row of a table"
+    if self.table is None:
+        file = self.stack.enter_context(open(self.stack.enter_context(atomic_path(self.out/'predictions.csv')), 'w', newline='', encoding='utf-8'))
+        self.table = csv.DictWriter(file, ['image', 'frame', *result.to_row()], restval='')
+        self.table.writeheader()
+    self.table.writerow({**where, **result.to_row()})
+    if 'frame' not in where: print(f"{where['image']}  {result!r}")
 
 @patch
 def _film(self:_Answers, name, rate, stream):

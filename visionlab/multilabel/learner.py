@@ -99,11 +99,13 @@ class MultilabelEvaluator:
         drawn = confused_pictures(learn, max_n)
         for ax,image in zip(plt.subplots(1, len(drawn), figsize=(2.2*len(drawn), 2.8), dpi=72, squeeze=False, layout='constrained')[1][0], drawn): ax.imshow(image); ax.axis('off')
 
-# %% ../../nbs/multilabel/04_learner.ipynb #c30ae65a
+# %% ../../nbs/multilabel/04_learner.ipynb #b84abe91
 def label_card(
     image,     # uint8 (H,W,3)
     lines,     # Text below it, one string a line, or (string, RGB colour)
     least:int=200, # Smaller images are enlarged to this width, px
+    rows:int=0,    # Place is made for at least so many lines
+    room=(),       # Lines that must fit in, whether they are there or not: pictures of one film need one size
 ) -> np.ndarray:   # uint8 (H',W',3)
     "An image with lines of text below it"
     import matplotlib
@@ -112,8 +114,8 @@ def label_card(
     font = ImageFont.truetype(f'{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf', max(12, im.width//22))
     lines = [(l, (235, 235, 235)) if isinstance(l, str) else l for l in lines]
     step = round(font.size*1.35)
-    width = max([im.width, *(math.ceil(font.getlength(t)) + 12 for t, _ in lines)])
-    page = Image.new('RGB', (width, im.height + step*len(lines) + 6*bool(lines)), (24, 24, 24))
+    width = max([im.width, *(math.ceil(font.getlength(t)) + 12 for t in [*room, *(t for t, _ in lines)])])
+    page = Image.new('RGB', (width, im.height + step*max(rows, len(lines)) + 6), (24, 24, 24))
     page.paste(im, (0, 0))
     for i,(text,color) in enumerate(lines): ImageDraw.Draw(page).text((6, im.height + 2 + i*step), text, fill=tuple(color), font=font)
     return np.asarray(page)

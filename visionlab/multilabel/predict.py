@@ -45,7 +45,7 @@ from .learner import picture_sheet
 from .model import multilabel_model
 from ..training.checkpoint import load_checkpoint
 
-# %% ../../nbs/multilabel/05_predict.ipynb #b70b331a
+# %% ../../nbs/multilabel/05_predict.ipynb #b9e03207
 @dataclass(eq=False)
 class LabelResult:
     "Confidences of all labels of an image, and which of them are given"
@@ -75,7 +75,10 @@ class LabelResult:
     def to_dict(self): return dict(labels=self.labels, confidences=self.confidences)
     def to_lines(self): return [f'{n}\t{self.confidences[n]:.4f}' for n in self.labels]
     def to_row(self): return dict(labels='+'.join(sorted(self.labels)), **{n: f'{p:.4f}' for n,p in zip(self.names, self.probabilities)})
-    def picture(self, image): return label_card(image, [(f'{n} {self.confidences[n]:.2f}', (150, 240, 170)) for n in self.labels] or ['no label'])
+    def picture(self, image):
+        "The image with its labels below, at most six; of one size for all frames of a film"
+        p = self.confidences
+        return label_card(image, [(f'{n} {p[n]:.2f}', (150, 240, 170)) for n in self.labels[:6]] or ['no label'], rows=min(6, len(self.names)), room=[f'{n} 0.00' for n in self.names])
 
 # %% ../../nbs/multilabel/05_predict.ipynb #bbc3235b
 def labels_table(
