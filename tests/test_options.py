@@ -223,6 +223,7 @@ def test_model(config):
     assert describe(backbone='resnet18')[0] == (64, 128, 256, 512) and describe(backbone='mobilenet_v2')[0] == (24, 32, 96, 320)
     more = describe(fpem_repeat=4)
     assert more[2] == 4 and more[4] > base[4]
+    assert describe(fpem_repeat=0)[2] == 0      # settings and network have one range
     assert describe(segmentation_head='FPN')[1:3] == ('FPNNeck', 0)
     other = describe(head='conv3x3')
     assert other[3] == 'Conv3x3Head' and other[4] > base[4]
@@ -285,7 +286,7 @@ def test_loss_shape(maps, config):
     assert parts(delta_agg=1.5)['agg'] < base['agg'] < parts(delta_agg=0)['agg']
     assert parts(delta_dis=1)['dis'] < base['dis'] < parts(delta_dis=6)['dis']
     for change in (dict(delta_agg=1.5), dict(delta_dis=6)): assert {k for k, v in parts(**change).items() if v != base[k]} == {'agg' if 'delta_agg' in change else 'dis'}
-    assert len({parts(ohem_ratio=r)['text'] for r in (1, 1.5, 3)}) >= 2 and parts(ohem_ratio=1)['kernel'] == base['kernel']
+    assert len({parts(ohem_ratio=r)['text'] for r in (.5, 1, 1.5, 3)}) >= 2 and parts(ohem_ratio=1)['kernel'] == base['kernel']
     by = {c: parts(convention=c) for c in ('paper', 'official', 'seed')}
     assert 'reg' in by['official'] and by['official']['kernel'] != by['paper']['kernel']
     assert by['seed']['dis'] != by['paper']['dis'] and by['seed']['kernel'] == by['paper']['kernel']
