@@ -544,7 +544,7 @@ def test_demo(done, monkeypatch):
 # Mistakes in the words
 
 @pytest.mark.parametrize('line,said', [
-    ('trian pan', "Did you mean 'train'?"), ('train', 'needs a system, one of: pan'), ('train fots', "no system 'fots' here, only pan"), ('train pam', "Did you mean 'pan'?"), ('demo fots', "no system 'fots'"),
+    ('trian pan', "Did you mean 'train'?"), ('train', 'needs a system, one of: multilabel, pan'), ('train fots', "no system 'fots' here, only multilabel, pan"), ('train pam', "Did you mean 'pan'?"), ('demo fots', "no system 'fots'"),
     ('train pan', '`train_path` is empty'), ('train pan --epoch 3', 'Did you mean --epochs?'), ('train pan 3', "'3' belongs to no option"),
     ('train pan --lr fast', "needs a number, got 'fast'"), ('train pan --lr', 'needs a number, got nothing'), ('train pan --lr 0', '`lr` must be above 0'), ('train pan --epochs 2.5', "needs a whole number, got '2.5'"),
     ('train pan --shuffle maybe', 'is a switch'), ('train pan --scale 1', 'needs 2 values'), ('train pan --scale 2 1', '`scale` is a smallest and a largest'), ('train pan --batch-size 0', 'at least 1'),

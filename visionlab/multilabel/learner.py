@@ -6,7 +6,7 @@
 __all__ = ['MultilabelEvaluator', 'label_card', 'validation_cards', 'confused_pictures', 'training_cards', 'picture_sheet',
            'TrainingMatch', 'LogFile', 'multilabel_learner', 'last_layer', 'multilabel_meta', 'MultilabelTrainer']
 
-# %% ../../nbs/multilabel/04_learner.ipynb #21e2ecd6
+# %% ../../nbs/multilabel/04_learner.ipynb #3736650d
 import math
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from fastai.learner import Learner
 from fastai.torch_core import rank_distrib
 from fastcore.basics import noop
 from fastcore.basics import patch
+from fastcore.foundation import L
 
 from ..core.checks import InputError
 from ..core.config import as_config
@@ -209,7 +210,7 @@ class LogFile(TrainingCallback):
         run = self.run_state
         if len(run.history) < self.n_epoch and run.wait: self.write([f'stopped early: {run.wait} {self.learn.unit}s without a better {run.metric}'])
 
-# %% ../../nbs/multilabel/04_learner.ipynb #051ace8e
+# %% ../../nbs/multilabel/04_learner.ipynb #6fc77687
 def multilabel_learner(
     dls,                     # From `multilabel_dataloaders`
     config:MultilabelConfig, # Settings
@@ -224,7 +225,7 @@ def multilabel_learner(
         raise InputError(f'`metrics` is {config.metrics}, which needs validation images: give `val_root`, a `val_ratio` above 0, or `metrics` loss')
     evaluator = MultilabelEvaluator(dls.valid.dataset.samples, config, names) if valid else None
     model = model if model is not None else multilabel_model(config, len(names))
-    return make_learner(dls, model, loss_func or multilabel_loss(config, len(names)), config, system='multilabel', evaluator=evaluator, cbs=[TrainingMatch(config.threshold), *cbs], **kwargs)
+    return make_learner(dls, model, loss_func or multilabel_loss(config, len(names)), config, system='multilabel', evaluator=evaluator, cbs=[TrainingMatch(config.threshold), *L(cbs)], **kwargs)
 
 # %% ../../nbs/multilabel/04_learner.ipynb #98b5cfda
 def last_layer(

@@ -16,7 +16,7 @@ from ..core.checks import did_you_mean
 from ..core.checks import nearest
 from .config import MultilabelConfig
 
-# %% ../../nbs/multilabel/02_model.ipynb #803872d7
+# %% ../../nbs/multilabel/02_model.ipynb #efebddd3
 class MultilabelNet(nn.Module):
     "A classifier with one logit for each label"
     def __init__(self,
@@ -34,7 +34,10 @@ class MultilabelNet(nn.Module):
     def fc(self): return self.net.get_submodule(self.last)
     def forward(self, x):
         check_shape('images', x, 'B,3,H,W')
-        return self.net(x)
+        try: return self.net(x)
+        except ValueError as e:
+            if 'more than 1 value per channel' not in str(e): raise
+            raise InputError(f'a batch of one image of {x.shape[-1]} px cannot be trained on: its last maps are a single pixel, and batch normalisation has one number a channel to learn from. Choose `batch_size` 2 or more, or a larger `input_size`') from None
     def train(self, mode=True):
         super().train(mode)
         if self.frozen:
