@@ -20,6 +20,7 @@ from ..core.files import read_image
 from ..core.systems import find_system
 from ..core.systems import system_names
 from ..datasets.samples import Report
+from .sources import read_ahead
 from ..training.checkpoint import load_checkpoint
 
 # %% ../../nbs/inference/02_predictor.ipynb #8c91c3ed
@@ -96,10 +97,11 @@ def stream_results(
     "Results for many files, in order, unreadable ones counted in the report"
     report = report if report is not None else Report()
     check_range('batch_size', batch_size, 1, kind=int)
+    images = read_ahead(paths, batch_size + 2)
     for k in range(0, len(paths), batch_size):
         got = []
-        for p in paths[k:k+batch_size]:
-            try: got.append((p, read_image(p)))
+        for p, image in zip(paths[k:k+batch_size], images):
+            try: got.append((p, image()))
             except (ImageError, OSError) as e: report.add('unreadable image', p, str(e).split("': ", 1)[-1])
         if got: yield from ((p, im, r) for (p, im), r in zip(got, predictor.batch([im for _, im in got], batch_size)))
 

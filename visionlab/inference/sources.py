@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['VIDEO_SUFFIXES', 'STREAM_SCHEMES', 'is_stream', 'is_video', 'hide_login', 'list_sources', 'split_sources', 'Frame',
-           'prepare_frame', 'check_frame_options', 'open_video', 'frames_in', 'read_video', 'LoadImages']
+           'prepare_frame', 'check_frame_options', 'open_video', 'frames_in', 'read_video', 'read_ahead', 'LoadImages']
 
 # %% ../../nbs/inference/00_sources.ipynb #7eebc733
 import glob
 import os
 import re
 import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -205,6 +207,22 @@ def read_video(
         elif total - n > max(1, total//100): report.add('video ends early', path, f'after {n} of {total} frames')
     finally: capture.release()
 
+# %% ../../nbs/inference/00_sources.ipynb #4bc97f12
+def read_ahead(
+    paths,       # Image files
+    ahead:int=4, # Images that are read before they are asked for, at most
+):               # Yields for each file a function that gives uint8 RGB (H,W,3), or raises what reading it raised
+    "Images of files in order, read by a thread of their own"
+    waiting = deque()
+    with ThreadPoolExecutor(1, 'reader of images') as pool:
+        try:
+            for p in paths:
+                waiting.append(pool.submit(read_image, p))
+                if len(waiting) > ahead: yield waiting.popleft().result
+            while waiting: yield waiting.popleft().result
+        finally:
+            for f in waiting: f.cancel()
+
 # %% ../../nbs/inference/00_sources.ipynb #68b71a2c
 class LoadImages:
     "Pictures of image and video files, one at a time, as `Frame`s"
@@ -225,10 +243,11 @@ class LoadImages:
     def __repr__(self): return f'LoadImages({len(self.files)} files, {sum(map(is_video, self.files))} of them videos)'
 
     def __iter__(self):
+        stills = read_ahead([p for p in self.files if not is_video(p)])
         for path in self.files:
-            for original, capture, number, total in read_video(path, self.max_frames, self.report) if is_video(path) else self._image(path):
+            for original, capture, number, total in read_video(path, self.max_frames, self.report) if is_video(path) else self._image(path, next(stills)):
                 yield Frame(path, prepare_frame(original, self.size, self.transform), original, capture, number, total)
 
-    def _image(self, path):
-        try: yield read_image(path), None, 1, 1
+    def _image(self, path, image):
+        try: yield image(), None, 1, 1
         except (ImageError, OSError) as e: self.report.add('unreadable image', path, str(e).split("': ", 1)[-1])
