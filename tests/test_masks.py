@@ -285,7 +285,7 @@ def test_mask_follows_the_image(change):
         fill = (x == np.array([124, 116, 104])).all(2)
         assert (fill == (m == 255)).mean() > .98
         seen.add(m.tobytes())
-    assert len(seen) > (1 if 'flip' in change or 'flip_vertical' in change else 20)
+    assert len(seen) == 1 if 1 in change.values() else len(seen) > 20     # a sure mirror image, in the middle, is always the same
 
 
 def test_flips_are_exact():

@@ -343,7 +343,7 @@ def fit_long_side(
     labels[y,x] = resize_labels(mask, sw, sh)
     return out, labels, fit
 
-# %% ../../nbs/datasets/06_masks.ipynb #14cf4af7
+# %% ../../nbs/datasets/06_masks.ipynb #4c04a250
 class MaskWarp(A.DualTransform):
     "Zoom, turn, mirror and place an image in a square, in one warp"
     def __init__(self,
@@ -364,7 +364,7 @@ class MaskWarp(A.DualTransform):
         s,angle = self.size/max(h, w)*draw(*self.scale), draw(-self.rotate, self.rotate)
         m,canvas = warp_matrix(w, h, (s, s), angle, draw(0, 1) < self.flip)
         if draw(0, 1) < self.flip_vertical: m[1] = [0, 0, canvas[1]-1] - m[1]
-        m[:2,2] -= crop_corner(canvas, self.size, None, draw)
+        m[:2,2] -= [c if n > self.size else (n-self.size)//2 for c,n in zip(crop_corner(canvas, self.size, None, draw), canvas)]
         return dict(matrix=m)
 
     def apply(self, img, matrix, **params): return warp_image(img, matrix, (self.size,)*2, np.resize(self.fill, img.shape[-1]))
