@@ -19,7 +19,7 @@ from ..core.checks import check_choice
 from ..core.checks import check_range
 from ..core.files import write_json
 
-# %% ../../nbs/datasets/10_toy_digits.ipynb #ad32ed26
+# %% ../../nbs/datasets/10_toy_digits.ipynb #1902a8c5
 _FIRST_TEST_SCAN = 1200
 
 @lru_cache(1)
@@ -37,9 +37,9 @@ def _mottled(rng, width, height):
     "A ground of soft spots, float (height,width,3), 0 to 255"
     coarse = rng.uniform(0, 255, (4, 4, 3)).astype(np.uint8)
     soft = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.float32)
-    return 128 + (soft - soft.mean())*.35 + rng.uniform(-70, 70) + rng.normal(0, 6, (height, width, 1))
+    return 128 + (soft - soft.mean())*.25 + rng.uniform(-70, 70) + rng.normal(0, 3, (height, width, 1))
 
-# %% ../../nbs/datasets/10_toy_digits.ipynb #cad6843e
+# %% ../../nbs/datasets/10_toy_digits.ipynb #b7e4a245
 def toy_digit_scene(
     index:int,           # Number of the image, from 0
     split:str='train',   # 'train' or 'test': other scans
@@ -61,7 +61,7 @@ def toy_digit_scene(
         cover = _digit_cover(scans[i], side, rng.uniform(-12, 12))[..., None]
         spot = image[y:y+side, x:x+side]
         light = spot.mean()
-        ink = light + (90 if light < 128 else -90) + rng.uniform(-25, 25, 3)
+        ink = light + (110 if light < 128 else -110) + rng.uniform(-25, 25, 3)
         spot += cover*(ink - spot)
         places.append((x, y, side)); shown.add(str(target[i]))
     return np.clip(np.rint(image), 0, 255).astype(np.uint8), tuple(sorted(shown))

@@ -195,8 +195,8 @@ def evaluate_multilabel(
     if not used: raise InputError(f'none of the {n} images can be used, the first: {report.entries[0]}')
     return MultilabelEvaluation(MultilabelScore(np.stack(logits), label_matrix(used, names), names, cuts), used, report, time.perf_counter() - start)
 
-# %% ../../nbs/multilabel/05_predict.ipynb #cecdb5a5
-MULTILABEL_DEMO = dict(name='multilabel-demo', val_ratio=.1, input_size=64, model='resnet18', pretrained=False, epochs=8, batch_size=16, lr=1e-3, weight_decay=.01, rotate=5., flip=0., step_size=6, amp=True,
+# %% ../../nbs/multilabel/05_predict.ipynb #1ffd8750
+MULTILABEL_DEMO = dict(name='multilabel-demo', val_ratio=.1, input_size=64, model='resnet18', pretrained=False, epochs=8, batch_size=32, lr=3e-3, weight_decay=.01, rotate=5., flip=0., lr_scheduler='OneCycleLR',
                        num_workers=0, show_images_interval=0, patience=0, metrics='mAP')
 
 def multilabel_demo(
@@ -208,7 +208,7 @@ def multilabel_demo(
 ) -> MultilabelEvaluation:
     "Train on toy digits, evaluate on unseen ones, draw what was found"
     settings = {**MULTILABEL_DEMO, **settings}
-    toy = make_toy_digits(Path(output_dir)/'toy-digits', n_train=n_train, n_test=n_test)
+    toy = make_toy_digits(Path(output_dir)/'toy-digits', n_train=n_train, n_test=n_test, digits=5)
     config = replace_config(MultilabelConfig(images_root=f'{toy}/train', output_dir=str(output_dir), seed=seed), **settings)
     trainer,start = MultilabelTrainer(config),time.perf_counter()
     trainer.train()
