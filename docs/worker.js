@@ -1,4 +1,5 @@
 // A page opened from disk may not start a Worker, and the search needs one. Run it in a hidden frame instead.
+// As with a Worker, messages are copies and arrive later: an answer in the middle of a keystroke would undo it.
 if (location.protocol === "file:") {
   window.Worker = class extends EventTarget {
     constructor(url) {
@@ -7,11 +8,11 @@ if (location.protocol === "file:") {
       frame.hidden = true
       document.body.appendChild(frame)
       const inner = frame.contentWindow
-      inner.postMessage = data => {
-        const event = new MessageEvent("message", { data })
+      inner.postMessage = data => setTimeout(() => {
+        const event = new MessageEvent("message", { data: structuredClone(data) })
         this.dispatchEvent(event)
         if (this.onmessage) this.onmessage(event)
-      }
+      })
       this.ready = new Promise((resolve, reject) => {
         const script = frame.contentDocument.createElement("script")
         script.onload = () => resolve(inner)
@@ -21,7 +22,10 @@ if (location.protocol === "file:") {
       })
       this.frame = frame
     }
-    postMessage(data) { this.ready.then(inner => inner.onmessage({ data })) }
+    postMessage(data) {
+      const copy = structuredClone(data)
+      this.ready.then(inner => setTimeout(() => inner.onmessage({ data: copy })))
+    }
     terminate() { this.frame.remove() }
   }
 }
