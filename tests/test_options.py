@@ -516,7 +516,6 @@ def test_csv(run):
 
 @covers('wandb')
 def test_wandb(run, monkeypatch):
-    pytest.importorskip('wandb', reason='needs the extra package wandb')
     monkeypatch.setenv('WANDB_MODE', 'offline')
     assert list(run(wandb=True).folder.rglob('*.wandb')) and not list(run().folder.rglob('*.wandb'))
 

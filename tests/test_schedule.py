@@ -23,7 +23,9 @@ golden = json.loads((Path(__file__).parent/'golden/earlystop.json').read_text())
 def test_one_cycle_is_torchs(total, kind):
     opt = getattr(torch.optim, kind)([torch.nn.Parameter(torch.ones(1))], lr=.1, **(dict(momentum=.9) if kind == 'SGD' else {}))
     try: sched = torch.optim.lr_scheduler.OneCycleLR(opt, .03, total_steps=total)
-    except ZeroDivisionError: pytest.skip('torch itself divides by zero here')
+    except ZeroDivisionError:     # torch cannot make so short a cycle; ours must, with rates that make sense
+        assert all(0 < lr <= 1 and .8 < momentum < 1 for lr, momentum in (one_cycle(step, total) for step in range(total)))
+        return
     for step in range(total):
         group, (lr, momentum) = opt.param_groups[0], one_cycle(step, total)
         assert .03*lr == pytest.approx(group['lr'], abs=1e-12)

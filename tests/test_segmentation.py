@@ -220,7 +220,6 @@ def test_the_last_weights_survive_the_pictures(run):
 
 
 def test_wandb_offline_with_images(run, monkeypatch):
-    pytest.importorskip('wandb', reason='needs the extra package wandb')
     monkeypatch.setenv('WANDB_MODE', 'offline')
     folder = run(wandb=True, show_images_interval=1).folder
     assert list(folder.rglob('*.wandb')) and list(folder.rglob('*.png'))

@@ -65,7 +65,6 @@ def test_colours_and_order_of_a_video(media):
 
 
 def test_size_and_transform(media):
-    pytest.importorskip('visionlab.datasets.masks')
     f = next(iter(LoadImages(media/'img_2.JPG', size=64, transform=lambda im: im.astype(np.float32)/255)))
     assert f.image.shape == (64, 64, 3) and f.image.dtype == np.float32 and f.original.shape == (10, 20, 3)
 
