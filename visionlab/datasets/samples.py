@@ -16,7 +16,7 @@ from ..core.checks import InputError
 from ..core.files import atomic_path
 from ..core.files import read_image
 
-# %% ../../nbs/datasets/00_samples.ipynb #5f5ab4b2
+# %% ../../nbs/datasets/00_samples.ipynb #011fa067
 @dataclass(eq=False)
 class Sample:
     "One image on disk with its labels, in pixels of the upright image"
@@ -24,7 +24,7 @@ class Sample:
     polygons: list = field(default_factory=list)  # One float (N,2) array a word, x,y in px
     texts: list = None                            # One transcript a polygon, '' where unknown
     ignore: np.ndarray = None                     # Do-not-care flags, bool (n,)
-    boxes: np.ndarray = None                      # Detection: float (n,4), xyxy in px
+    boxes: np.ndarray = None                      # Detection: float32 (n,4), xyxy in px; `ignore` then marks the difficult ones
     labels: object = None                         # Class ids or names, as the system's reader says
     mask_path: Path = None                        # Segmentation: mask file
 
@@ -32,22 +32,24 @@ class Sample:
         self.path, n = Path(self.path), len(self.polygons)
         self.polygons = [np.asarray(p, dtype=np.float64).reshape(-1, 2) for p in self.polygons]
         self.texts = [''] * n if self.texts is None else list(self.texts)
-        self.ignore = np.zeros(n, bool) if self.ignore is None else np.asarray(self.ignore, dtype=bool).reshape(-1)
-        for name in ('texts', 'ignore'):
-            if (got := len(getattr(self, name))) != n:
-                raise InputError(f'"{name}" needs one entry a polygon: {n} polygons, {got} {name} ({self.path})')
+        if self.boxes is not None: self.boxes = np.asarray(self.boxes, dtype=np.float32).reshape(-1, 4)
+        kind, m = ('box', len(self.boxes)) if self.boxes is not None and not n else ('polygon', n)
+        self.ignore = np.zeros(m, bool) if self.ignore is None else np.asarray(self.ignore, dtype=bool).reshape(-1)
+        for name, kind, want in (('texts', 'polygon', n), ('ignore', kind, m)):
+            if (got := len(getattr(self, name))) != want:
+                raise InputError(f'"{name}" needs one entry a {kind}: {want} {"boxes" if kind == "box" else "polygons"}, {got} {name} ({self.path})')
 
     @property
     def image(self): return read_image(self.path)
 
     def __repr__(self):
         parts = [f'{len(self.polygons)} polygons ({int(self.ignore.sum())} ignored)'] if self.polygons else []
-        if self.boxes is not None: parts.append(f'{len(self.boxes)} boxes')
+        if self.boxes is not None: parts.append(f'{len(self.boxes)} boxes' + (f' ({int(self.ignore.sum())} difficult)' if len(self.ignore) == len(self.boxes) and self.ignore.any() else ''))
         if self.labels is not None and np.ndim(self.labels) == 0: parts.append(f'label {self.labels}')
         if self.mask_path is not None: parts.append(f'mask {Path(self.mask_path).name}')
         return f"Sample({self.path.name}: {', '.join(parts) or 'no labels'})"
 
-# %% ../../nbs/datasets/00_samples.ipynb #a30e6851
+# %% ../../nbs/datasets/00_samples.ipynb #5fc8015f
 def show_sample(
     sample:Sample,       # What to draw
     ax=None,             # Matplotlib axes, None makes new ones
@@ -63,11 +65,12 @@ def show_sample(
         ring = np.vstack([poly, poly[:1]])
         ax.plot(*ring.T, color='0.75' if skip else 'lime', ls='--' if skip else '-', lw=1.2)
         if texts and text: ax.text(*poly[0], text, color='yellow', fontsize=7, va='bottom', clip_on=True)
-    for x0, y0, x1, y1 in (() if sample.boxes is None else sample.boxes):
-        ax.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color='orange', lw=1.2)
+    boxes = () if sample.boxes is None else sample.boxes
+    for (x0, y0, x1, y1), skip in zip(boxes, sample.ignore if len(sample.ignore) == len(boxes) else np.zeros(len(boxes), bool)):
+        ax.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color='0.75' if skip else 'orange', ls='--' if skip else '-', lw=1.2)
     return ax
 
-# %% ../../nbs/datasets/00_samples.ipynb #06698c14
+# %% ../../nbs/datasets/00_samples.ipynb #73efcd80
 def _png(draw):
     "Call `draw(ax)` on a figure of its own and give the PNG bytes"
     from io import BytesIO
@@ -77,7 +80,7 @@ def _png(draw):
     fig.savefig(out, format='png', bbox_inches='tight', pad_inches=.02)
     return out.getvalue()
 
-# %% ../../nbs/datasets/00_samples.ipynb #1b5ca225
+# %% ../../nbs/datasets/00_samples.ipynb #d81e6980
 @patch
 def show(self:Sample,
     ax=None,          # Matplotlib axes, None makes new ones
@@ -93,7 +96,7 @@ def _repr_png_(self:Sample):
     except (InputError, OSError): return None
     return _png(lambda ax: show_sample(self, ax, image))
 
-# %% ../../nbs/datasets/00_samples.ipynb #96de2213
+# %% ../../nbs/datasets/00_samples.ipynb #8c1075f6
 class ReportEntry(NamedTuple):
     "One thing that a reader could not use as it was"
     kind: str        # What happened, in the words of `Report.counts`
@@ -103,7 +106,7 @@ class ReportEntry(NamedTuple):
 
     def __str__(self): return f"{self.path}{'' if self.line is None else f', line {self.line}'}{': ' * bool(self.detail)}{self.detail}"
 
-# %% ../../nbs/datasets/00_samples.ipynb #10e1c05b
+# %% ../../nbs/datasets/00_samples.ipynb #66bf128b
 class Report:
     "What a reader could not use, or had to repair, counted by kind"
     def __init__(self,
@@ -132,7 +135,7 @@ class Report:
     def __len__(self): return len(self.entries)
     def __bool__(self): return True
 
-# %% ../../nbs/datasets/00_samples.ipynb #ef7ebef0
+# %% ../../nbs/datasets/00_samples.ipynb #85cde7d8
 @patch
 def summary(self:Report,
     first:int=3, # Entries of each kind to spell out
@@ -157,7 +160,7 @@ def brief(self:Report,
 @patch
 def __repr__(self:Report): return self.summary()
 
-# %% ../../nbs/datasets/00_samples.ipynb #410d2d0a
+# %% ../../nbs/datasets/00_samples.ipynb #87cc5fbd
 @patch
 def save(self:Report,
     path,     # Text file to write
@@ -166,7 +169,7 @@ def save(self:Report,
     with atomic_path(path) as tmp: Path(tmp).write_text(self.summary(first=len(self) or 1) + '\n', encoding='utf-8')
     return Path(path)
 
-# %% ../../nbs/datasets/00_samples.ipynb #9a9dde03
+# %% ../../nbs/datasets/00_samples.ipynb #c0c9dcb1
 def error_reason(
     e:Exception, # What was caught
     path,        # The file it is about
@@ -175,7 +178,7 @@ def error_reason(
     if isinstance(e, OSError) and not isinstance(e, InputError): return e.strerror or str(e)
     return str(e).split(f"'{path}': ", 1)[-1]
 
-# %% ../../nbs/datasets/00_samples.ipynb #43a0f82a
+# %% ../../nbs/datasets/00_samples.ipynb #185b0ca9
 @patch
 def _repr_html_(self:Report,
     first:int=10, # Entries of each kind to list
