@@ -6,12 +6,13 @@
 __all__ = ['FRCNN_BACKBONES', 'FRCNN_METRICS', 'ROI_LAYERS', 'RESIZE_MODES', 'LOC_NORMALISERS', 'frcnn_system', 'FRCNNDataConfig',
            'FasterRCNNConfig', 'keeps_batchnorm']
 
-# %% ../../nbs/frcnn/00_config.ipynb #988be0a1
+# %% ../../nbs/frcnn/00_config.ipynb #e6729046
 from dataclasses import dataclass
 
 from ..core.checks import InputError
 from ..core.checks import check_choice
 from ..core.checks import check_range
+from ..core.config import with_other_names
 from ..core.settings import RunConfig
 from ..core.systems import System
 
@@ -55,7 +56,8 @@ class FRCNNDataConfig(RunConfig):
     flip_vertical:float = 0.                 # Share of images turned upside down, in [0, 1]; for views without an up
     color_jitter:float = 0.3                 # Strength of brightness, contrast and saturation changes, in [0, 1], 0 for none
 
-# %% ../../nbs/frcnn/00_config.ipynb #dd08aabd
+# %% ../../nbs/frcnn/00_config.ipynb #50c48439
+@with_other_names
 @dataclass(frozen=True)
 class FasterRCNNConfig(FRCNNDataConfig):
     "Everything that decides about a Faster R-CNN run"
