@@ -171,7 +171,7 @@ def test_declared_requirements():
     "What the package imports stands in settings.ini, and nothing of it is missing in the source archive"
     ini = ConfigParser(delimiters=['='])
     ini.read(root/'settings.ini', encoding='utf-8')
-    names = {'cv2': 'opencv-python', 'PIL': 'pillow', 'sklearn': 'scikit-learn', 'segmentation_models_pytorch': 'segmentation-models-pytorch', 'fastcore': 'fastai'}
+    names = {'cv2': 'opencv-python', 'PIL': 'pillow', 'sklearn': 'scikit-learn', 'segmentation_models_pytorch': 'segmentation-models-pytorch', 'fastcore': 'fastai', 'faster_coco_eval': 'faster-coco-eval'}
     declared = {re.match(r'[\w-]+', r)[0].lower() for k, v in ini['DEFAULT'].items() if k.endswith('requirements') and k != 'dev_requirements' for r in v.split()}
     outside = set()
     for path in modules:

@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 import numpy as np, pytest, torch
 from visionlab.core.checks import InputError
-from visionlab.metrics.detection import COCO_FIGURES, average_precision, coco_ap, coco_stats, precision_recall, voc_ap
+from visionlab.metrics.detection import COCO_FIGURES, curve_ap, coco_ap, coco_stats, precision_recall, voc_ap
 
 golden = Path(__file__).parent/'golden'
 voc, coco = np.load(golden/'frcnn_vocap.npz'), json.loads((golden/'coco_map.json').read_text())
@@ -176,4 +176,4 @@ def test_bad_input_is_one_line(bad, message):
 def test_curve_by_hand():
     p, r = precision_recall([1, -1, 0, 1], 2)
     assert p.tolist() == [1, 1, .5, 2/3] and r.tolist() == [.5, .5, .5, 1]
-    assert average_precision(p, r) == .5 + .5*2/3
+    assert curve_ap(p, r) == .5 + .5*2/3
