@@ -28,10 +28,11 @@ def make_item(sample, rng_seed):
     return image*sample.factor, torch.tensor(float(sample.spot))
 
 
-def spot_dls(config, n=26, bad=()):
-    "`bad`: indices of pictures that are not a number"
+def spot_dls(config, n=26, bad=(), bad_valid=()):
+    "`bad`: indices of pictures that are not a number; `bad_valid`: those of the validation alone"
     samples = [SimpleNamespace(path=Path(f'pictures/p{i}.png'), spot=i % 2, factor=float('nan') if i in bad else 1.) for i in range(n)]
-    return seeded_dataloaders(SeededDataset(samples, make_item, config.seed), SeededDataset(samples[:8], make_item, 9), config.batch_size,
+    judged = [SimpleNamespace(**{**vars(s), 'factor': float('nan')}) if i in bad_valid else s for i, s in enumerate(samples[:8])]
+    return seeded_dataloaders(SeededDataset(samples, make_item, config.seed), SeededDataset(judged, make_item, 9), config.batch_size,
                               config.num_workers, device='cpu', val_batch_size=4, shuffle=config.shuffle)
 
 

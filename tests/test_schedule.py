@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_toy import same, spot_trainer
+from engine_toy import same, spot_config, spot_dls, spot_trainer
 from fastai.callback.core import Callback, CancelFitException
 from visionlab.core.checks import InputError
 from visionlab.core.config import from_dict, parse_args
 from visionlab.core.settings import RunConfig
-from visionlab.training.callbacks import RunState, StepPlan, one_cycle
+from visionlab.training.callbacks import NonFiniteLossError, RunState, StepPlan, one_cycle
 from visionlab.training.checkpoint import load_checkpoint
 
 golden = json.loads((Path(__file__).parent/'golden/earlystop.json').read_text())
@@ -131,6 +131,36 @@ def test_a_loss_that_is_not_a_number_stops_at_once(tmp_path):
     t = spot_trainer(tmp_path, bad=(3,), eval_step=4, epochs=3, lr_scheduler='OneCycleLR')
     with pytest.raises(InputError, match=r'the loss is nan in evaluation \d, batch \d of \d.*p3.png'): t.train()
     assert all(p.isfinite().all() for p in t.learn.model.parameters())
+
+
+class Spoilt(Callback):
+    "The losses of a golden trace in place of the validation's; None is not a number"
+    order = 11
+    def __init__(self, trace): self.trace = trace
+    def after_loss(self):
+        if not self.training: self.learn.loss_grad = self.learn.loss*0 + (float('nan') if self.trace[self.epoch] is None else self.trace[self.epoch]); self.learn.loss = self.learn.loss_grad
+
+
+@pytest.mark.parametrize('name', ['nan_middle', 'nan_first'])
+def test_a_validation_loss_that_is_not_a_number_stops_at_once(name, tmp_path):
+    "The seed's stopper lets it pass (`first_stop_epoch`); ours ends the run there, with the epoch saved"
+    trace = golden['seed_loss_minimised'][name]['trace']
+    at = trace.index(None)
+    t = spot_trainer(tmp_path, epochs=len(trace), patience=3, csv=True, cbs=[Spoilt(trace)])
+    with pytest.raises(InputError, match=f'the validation loss is nan in epoch {at + 1}, batch 1 of 2 and 1 more; .*lower `lr`'): t.train()
+    assert len(t.history) == at + 1 == load_checkpoint(t.latest)['epoch'] and len((t.folder/'history.csv').read_text().splitlines()) == at + 2
+    assert load_checkpoint(t.best)['epoch'] == max(1, at)
+
+
+@pytest.mark.parametrize('eval_step, num_workers', [(0, 0), (4, 2)])
+def test_a_broken_validation_image_is_named_and_the_run_goes_on_without_it(eval_step, num_workers, tmp_path):
+    config = dict(epochs=3, eval_step=eval_step, num_workers=num_workers, patience=0)
+    whole = spot_trainer(tmp_path, name='whole', **config).train()
+    t = spot_trainer(tmp_path, dls=spot_dls(spot_config(tmp_path, **config), bad_valid=(5,)), **config)
+    with pytest.raises(NonFiniteLossError, match=f'the validation loss is nan in {"evaluation" if eval_step else "epoch"} 1, batch 2 of 2; the run stopped after it saved this .*Mend or remove.* Files of the batch .*p5.png') as e: t.train()
+    assert len(e.value.files) == 4 and '\n' not in str(e.value) and load_checkpoint(t.latest)['epoch'] == 1
+    again = spot_trainer(tmp_path, resume_checkpoint=str(t.latest), **config).train()
+    for a, b in zip(again.learn.model.parameters(), whole.learn.model.parameters()): assert torch.equal(a, b)
 
 
 def test_cooldown_and_patience_count_evaluations(tmp_path):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['StepPlan', 'RoundLoader', 'short_message', 'ResumableLearner', 'is_training_run', 'TrainingCallback', 'loss_parts',
            'LossParts', 'RunState', 'load_run', 'second_name', 'CheckpointCallback', 'EarlyStopper',
-           'NonFiniteLossError', 'name_files', 'NonFiniteStop', 'amp_dtype', 'Autocast', 'Accumulate', 'one_cycle',
-           'EpochSchedule']
+           'NonFiniteLossError', 'name_files', 'non_finite_error', 'NonFiniteStop', 'NonFiniteValidationStop',
+           'amp_dtype', 'Autocast', 'Accumulate', 'one_cycle', 'EpochSchedule']
 
 # %% ../../nbs/training/01_callbacks.ipynb #61d2f6d0
 import math,os,shutil,time
@@ -313,10 +313,10 @@ class CheckpointCallback(TrainingCallback):
     def after_cancel_fit(self):
         if len(self.run_state.history) > self.saved: self.after_epoch()
 
-# %% ../../nbs/training/01_callbacks.ipynb #a1b1cfd5
+# %% ../../nbs/training/01_callbacks.ipynb #31e19cd3
 class EarlyStopper(TrainingCallback):
     "End a run that has not improved for `patience` epochs"
-    order,remove_on_fetch = 69,True     # after the checkpoint is written
+    order,remove_on_fetch = 70,True     # after the checkpoint is written, and after `NonFiniteValidationStop`
     def __init__(self,
         patience:int=0, # Epochs to wait for something better, 0: for ever
     ): self.patience = check_range('patience', patience, low=0, kind=int)
@@ -324,7 +324,7 @@ class EarlyStopper(TrainingCallback):
         if self.patience and self.run_state.wait >= self.patience: raise CancelFitException()
     after_epoch = before_epoch
 
-# %% ../../nbs/training/01_callbacks.ipynb #55e9ac5f
+# %% ../../nbs/training/01_callbacks.ipynb #64f92162
 class NonFiniteLossError(InputError):
     "The loss or the weights are not finite; `files` has the batch's files, as far as the loader knows them"
     files = ()
@@ -337,7 +337,18 @@ def name_files(
     folder = os.path.commonpath([os.path.dirname(f) for f in files]) if files else ''
     return (f"in '{folder}': " if folder else '') + ', '.join(os.path.relpath(f, folder) if folder else f for f in files)
 
-# %% ../../nbs/training/01_callbacks.ipynb #797be2d9
+def non_finite_error(
+    text:str, # What happened
+    dl,       # Loader of the batch
+    i:int,    # Which of its batches
+) -> NonFiniteLossError: # With the files of the batch, where the loader knows them
+    "An error that names the files of a batch"
+    files = list(dl.batch_files(i)) if hasattr(dl, 'batch_files') else []
+    e = NonFiniteLossError(text + (f' Files of the batch {name_files(files)}.' if files else ''))
+    e.files = files
+    return e
+
+# %% ../../nbs/training/01_callbacks.ipynb #0c02e183
 class NonFiniteStop(TrainingCallback):
     "Stop before a loss that is infinite or not a number reaches the weights"
     order,run_valid = 12,False     # after `Autocast` has closed its context
@@ -353,17 +364,29 @@ class NonFiniteStop(TrainingCallback):
         if not self.flag: self.stop()
     def stop(self):
         where = f"in {getattr(self.learn, 'unit', 'epoch')} {self.epoch+1}, batch {self.iter+1} of {self.n_iter}"
-        files = list(self.dl.batch_files(self.iter)) if hasattr(self.dl, 'batch_files') else []
-        e = NonFiniteLossError(f"the loss is {float(self.learn.loss.detach().float().mean())} {where}; the run stopped before it changed the weights." + (f" Files of the batch {name_files(files)}." if files else ''))
-        e.files = files
-        raise e
+        raise non_finite_error(f"the loss is {float(self.learn.loss.detach().float().mean())} {where}; the run stopped before it changed the weights.", self.dl, self.iter)
     def after_train(self):
         state = {k: v for k,v in bare_model(self.model).state_dict().items() if v.is_floating_point()}
         if state and not torch.stack([torch.isfinite(v).all() for v in state.values()]).all():
             bad = [k for k,v in state.items() if not torch.isfinite(v).all()]
             raise NonFiniteLossError(f"{len(bad)} weights, '{bad[0]}' first, are not finite after epoch {self.epoch+1}; the last checkpoint is from before it. Lower `lr` or set `clip_grad`.")
 
-# %% ../../nbs/training/01_callbacks.ipynb #937f7ad9
+# %% ../../nbs/training/01_callbacks.ipynb #2fe30019
+class NonFiniteValidationStop(TrainingCallback):
+    "Stop after an epoch whose validation loss is infinite or not a number"
+    order,remove_on_fetch = 69,True     # after the checkpoint is written
+    def before_epoch(self): self.losses = []
+    def after_loss(self):
+        if not self.training: self.losses.append(self.learn.loss.detach().float().mean())
+    def after_epoch(self):
+        losses = torch.stack(self.losses).cpu() if self.losses else torch.zeros(0)
+        bad = (~losses.isfinite()).nonzero().flatten().tolist()
+        if not bad: return
+        where = f"in {getattr(self.learn, 'unit', 'epoch')} {self.epoch+1}, batch {bad[0]+1} of {len(losses)}" + (f' and {len(bad)-1} more' if len(bad) > 1 else '')
+        way = 'The network gives no numbers: lower `lr` or set `clip_grad`, and begin anew.' if len(bad) == len(losses) > 1 else 'Mend or remove what is broken, then resume.'
+        raise non_finite_error(f'the validation loss is {float(losses[bad[0]])} {where}; the run stopped after it saved this {getattr(self.learn, "unit", "epoch")}. {way}', self.dls.valid, bad[0])
+
+# %% ../../nbs/training/01_callbacks.ipynb #b695c180
 def amp_dtype(
     amp,    # True, 'bf16' or 'fp16'
     device, # `torch.device` of the model
@@ -397,7 +420,7 @@ class Autocast(MixedPrecision):
     def after_loss(self): self.close()
     def after_cancel_batch(self): self.close()
 
-# %% ../../nbs/training/01_callbacks.ipynb #51e6a532
+# %% ../../nbs/training/01_callbacks.ipynb #01dd0a2f
 class Accumulate(Callback):
     "One optimiser step for every `n` batches"
     order,run_valid = MixedPrecision.order - 4,False     # before gradients are unscaled and clipped
@@ -409,7 +432,7 @@ class Accumulate(Callback):
     def before_step(self):
         if not self.learn.plan.group(self.epoch, self.iter)[1]: raise CancelBatchException()     # no step, and gradients stay
 
-# %% ../../nbs/training/01_callbacks.ipynb #e3783968
+# %% ../../nbs/training/01_callbacks.ipynb #73ef3365
 def one_cycle(
     step:int,  # Optimiser steps before this one
     total:int, # Optimiser steps in the whole run

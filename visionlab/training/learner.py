@@ -6,7 +6,7 @@
 __all__ = ['DEFAULTS', 'FREE_SETTINGS', 'setting', 'make_opt_func', 'EvaluatorColumn', 'evaluator_columns', 'make_learner',
            'new_run_folder', 'changed_settings', 'changed_curve', 'flat_curve', 'format_change', 'Trainer']
 
-# %% ../../nbs/training/03_learner.ipynb #c6392fba
+# %% ../../nbs/training/03_learner.ipynb #890210f5
 import inspect,os,shlex,shutil
 from dataclasses import fields
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..core.checks import InputError,check_choice,check_device,check_range
 from ..core.config import save_config,to_dict
 from ..core.settings import RunConfig
 from ..core.systems import system_names
-from .callbacks import Accumulate,Autocast,CheckpointCallback,EarlyStopper,EpochSchedule,LossParts,NonFiniteStop,ResumableLearner,RunState,load_run
+from .callbacks import Accumulate,Autocast,CheckpointCallback,EarlyStopper,EpochSchedule,LossParts,NonFiniteStop,NonFiniteValidationStop,ResumableLearner,RunState,load_run
 from .checkpoint import load_checkpoint,load_weights,seed_everything
 from .loggers import CSVLog,ProgressLog,TensorBoardLog,WandbLog,format_row,print_line,wants_bars
 
@@ -91,7 +91,7 @@ def evaluator_columns(
     shared = SimpleNamespace(seen=False, figures=None)
     return [EvaluatorColumn(evaluator, i, shared) for i in range(len(evaluator.names))]
 
-# %% ../../nbs/training/03_learner.ipynb #aedc370e
+# %% ../../nbs/training/03_learner.ipynb #e8a93bc6
 def make_learner(
     dls,             # fastai `DataLoaders`, best from `seeded_dataloaders`
     model,           # Module
@@ -110,7 +110,7 @@ def make_learner(
         raise InputError(f'this version trains in one process, and was started as one of {num_distrib()} (WORLD_SIZE): start it without torchrun')
     s,device = partial(setting, config), check_device(setting(config, 'device'))
     schedule = EpochSchedule(s('lr_scheduler'), s('step_size'), s('gamma'), s('power'))
-    own = [RunState(s('metrics'), cooldown=s('check_best_cooldown')), LossParts(), NonFiniteStop(), EarlyStopper(s('patience')), schedule]
+    own = [RunState(s('metrics'), cooldown=s('check_best_cooldown')), LossParts(), NonFiniteStop(), NonFiniteValidationStop(), EarlyStopper(s('patience')), schedule]
     if s('amp'): own.append(Autocast(s('amp')))
     if s('accumulate') != 1: own.append(Accumulate(s('accumulate')))
     if check_range('clip_grad', s('clip_grad'), low=0): own.append(GradientClip(s('clip_grad')))
@@ -124,7 +124,7 @@ def make_learner(
         learn.add_cb(ProgressLog(s('display_interval'), noop if progress == 'none' else None))
     return learn
 
-# %% ../../nbs/training/03_learner.ipynb #618639a5
+# %% ../../nbs/training/03_learner.ipynb #709a1d53
 def new_run_folder(
     output_dir, # Folder that holds all runs
     name,       # Name of the run
@@ -134,7 +134,7 @@ def new_run_folder(
     while os.path.lexists(folder): folder,i = folder.with_name(f'{name}-{i}'), i+1
     return folder
 
-# %% ../../nbs/training/03_learner.ipynb #c1685611
+# %% ../../nbs/training/03_learner.ipynb #22a7c7f6
 FREE_SETTINGS = ('name', 'epochs', 'output_dir', 'resume_checkpoint', 'finetune_checkpoint', 'save_checkpoints', 'display_interval', 'show_images_interval', 'tensorboard', 'wandb', 'csv', 'num_workers', 'pin_memory', 'device', 'pretrained')
 
 def changed_settings(
@@ -246,7 +246,7 @@ def open(self:Trainer):
     if s('tensorboard'): self.learn.add_cb(TensorBoardLog(self.folder/'tb', **logs))
     if s('wandb'): self.learn.add_cb(WandbLog(self.folder, config=to_dict(c), **logs))
 
-# %% ../../nbs/training/03_learner.ipynb #a109fff7
+# %% ../../nbs/training/03_learner.ipynb #96526959
 @patch
 def train(self:Trainer):
     "Train up to `epochs`, and leave checkpoints and logs in the folder"
