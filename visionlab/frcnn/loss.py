@@ -78,7 +78,7 @@ def locs_of_class(
     at = labels.clamp(min=0)[..., None, None].expand(*labels.shape, 1, 4)
     return locs.unflatten(-1, (-1, 4)).gather(-2, at).squeeze(-2)
 
-# %% ../../nbs/frcnn/05_loss.ipynb #d9eaf881
+# %% ../../nbs/frcnn/05_loss.ipynb #8844bd60
 class FasterRCNNLoss(nn.Module):
     "The sum of the four losses; keeps its parts in `last_parts`"
     def __init__(self,
@@ -87,7 +87,7 @@ class FasterRCNNLoss(nn.Module):
         normalise:str='positives',   # Offsets: divide by the number of 'positives' or of 'samples'
     ):
         super().__init__()
-        self.rpn_sigma,self.roi_sigma = check_range('rpn_sigma', rpn_sigma, low=1e-3),check_range('roi_sigma', roi_sigma, low=1e-3)
+        self.rpn_sigma,self.roi_sigma = check_range('rpn_sigma', rpn_sigma, above=0),check_range('roi_sigma', roi_sigma, above=0)
         self.normalise,self.last_parts = check_choice('normalise', normalise, ('positives', 'samples')),{}
 
     def forward(self,
