@@ -26,6 +26,7 @@ from visionlab.training.checkpoint import load_checkpoint, save_checkpoint, seed
 
 torch.set_num_threads(1)
 NINE = ('Unet', 'UnetPlusPlus', 'MAnet', 'Linknet', 'FPN', 'PSPNet', 'PAN', 'DeepLabV3', 'DeepLabV3Plus')
+assert set(NINE) < set(SEGMENTATION_MODELS)
 
 
 @pytest.fixture(scope='module')
@@ -119,11 +120,19 @@ def test_a_batch_of_one(name, config):
     assert '\n' not in str(e.value)
 
 
-def test_newer_architectures():
-    for name, encoder in (('UPerNet', 'resnet18'), ('Segformer', 'mit_b0')):
-        net = segmentation_model(SegmentationConfig(model=name, encoder=encoder, classes=2, pretrained=False)).eval()
-        with torch.no_grad(): assert net(torch.rand(1, 3, 40, 72)).shape == (1, 2, 40, 72)
-    assert set(NINE) < set(SEGMENTATION_MODELS)
+@pytest.mark.parametrize('name, encoder', [('UPerNet', 'resnet18'), ('UPerNet', 'tu-swin_tiny_patch4_window7_224'), ('Segformer', 'mit_b0'), ('DPT', 'tu-vit_tiny_patch16_224'), ('DPT', 'tu-deit_tiny_patch16_224'), ('Unet', 'tu-resnet18')])
+def test_newer_architectures_and_encoders(name, encoder, config):
+    "A run at a size that no transformer was made for, then a prediction at an odd one, out of the checkpoint"
+    trainer = SegmentationTrainer(config(model=name, encoder=encoder, patch_size=96), progress='none').train()
+    assert np.isfinite(trainer.history[0]['train_loss']) and np.isfinite(trainer.history[0]['valid_loss'])
+    assert load_predictor(trainer.best, device='cpu')(np.zeros((45, 77, 3), np.uint8)).mask.shape == (45, 77)
+    assert load_predictor(trainer.best, device='cpu', tile=64)(np.zeros((145, 77, 3), np.uint8)).mask.shape == (145, 77)
+
+
+@pytest.mark.parametrize('name, encoder', [('Unet', 'tu-coatnet_nano_rw_224'), ('UPerNet', 'tu-hiera_tiny_224'), ('DPT', 'tu-beit_base_patch16_224'), ('DPT', 'tu-vit_small_patch14_dinov2')])
+def test_encoders_of_one_image_size_are_refused_when_they_are_built(name, encoder):
+    with pytest.raises(InputError, match='does not take images of any size.*These do, among others') as e: segmentation_model(SegmentationConfig(model=name, encoder=encoder, pretrained=False))
+    assert '\n' not in str(e.value) and len(str(e.value)) < 420
 
 
 @covers('pretrained')

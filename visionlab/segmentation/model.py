@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SIDES', 'SegmentationNet', 'segmentation_model']
 
-# %% ../../nbs/segmentation/02_model.ipynb #588065bb
+# %% ../../nbs/segmentation/02_model.ipynb #8d59d864
+import torch
 from torch import nn
 from torch.nn import functional as F
 
@@ -38,7 +39,7 @@ class SegmentationNet(nn.Module):
             raise InputError(f'{self.name} cannot be trained on a batch of one image: batch normalisation has a single number a channel to learn from in its pooling branch. Choose `batch_size` 2 or more, or a model without such a branch: Unet, FPN, Linknet') from None
         return maps[..., :h, :w] if bottom or right else maps
 
-# %% ../../nbs/segmentation/02_model.ipynb #e182deb2
+# %% ../../nbs/segmentation/02_model.ipynb #e9c88d3f
 _everywhere = ('resnet18', 'resnet34', 'resnet50', 'resnext50_32x4d', 'mobilenet_v2', 'efficientnet-b0')
 _fitting = dict(DPT=('tu-vit_small_patch16_224', 'tu-vit_base_patch16_224'), Segformer=('mit_b0', 'mit_b2', 'resnet34'))
 
@@ -54,10 +55,20 @@ def _refusal(name, encoder, error):
 def _build(name, encoder, weights, classes):
     "The model of smp by its names"
     import segmentation_models_pytorch as smp
-    more = dict(dynamic_img_size=True) if name == 'DPT' and 'vit' in encoder else {}
-    return smp.create_model(name, encoder, encoder_weights=weights, classes=classes, **more)
+    make = lambda **more: SegmentationNet(smp.create_model(name, encoder, encoder_weights=weights, classes=classes, **more), name)
+    if not encoder.startswith('tu-'): return make()
+    try: net = make(dynamic_img_size=True)
+    except TypeError: net = make()          # convolutions never cared
+    return _any_size(net)
 
-# %% ../../nbs/segmentation/02_model.ipynb #e52166dd
+def _any_size(net):
+    "The network of timm if it takes images of any size"
+    try:
+        with torch.no_grad(): net.eval()(torch.zeros(1, 3, 64, 96))
+    except Exception as e: raise ValueError(f'it does not take images of any size: {e}') from None
+    return net.train()
+
+# %% ../../nbs/segmentation/02_model.ipynb #561ffc66
 def _weights_of(encoder):
     "Name of the pretrained weights of an encoder that smp likes best"
     import segmentation_models_pytorch as smp
@@ -71,9 +82,9 @@ def segmentation_model(
     "The network that the settings name"
     name,encoder = config.model,config.encoder
     if config.pretrained:
-        try: return SegmentationNet(_build(name, encoder, _weights_of(encoder), config.classes), name)
+        try: return _build(name, encoder, _weights_of(encoder), config.classes)
         except Exception as e: error = e
     try: net = _build(name, encoder, None, config.classes)
     except Exception as e: raise _refusal(name, encoder, e) from None
     if config.pretrained: raise InputError(f'the pretrained weights of {encoder!r} could not be loaded ({" ".join(str(error).split())[:120]}). They are downloaded once, so try again with a network, or give `pretrained` False (--no-pretrained) to start from nothing')
-    return SegmentationNet(net, name)
+    return net
