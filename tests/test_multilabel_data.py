@@ -1,6 +1,7 @@
 """Label folders, tables and COCO files as people really have them; a fair division; views; the toy digits; the report."""
 import json
 import shutil
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -99,7 +100,8 @@ def table(folder, text, name='t.csv', encoding='utf-8'):
 
 @pytest.mark.parametrize('text', [
     'file,labels\nimg/0.png,b a\nimg/1.png,\n', 'file,labels\r\nimg/0.png,a b\r\nimg/1.png\r\n\r\n', '\ufefffile,labels\nimg/0.png,b  a a\nimg/1.png, \n', 'Labels;File\na;img/0.png\nb;img/0.png\n;img/1.png\n',
-    'image\ttags\nimg/0.png\ta b\nimg/1.png\t\n', 'fname,labels\n"img/0.png","b;a"\nimg/1.png,\n', 'filename,label\nimg\\0.png,a+b\nimg/1.png,_none\n', 'file,labels\n/old/place/img/0.png,a|b\nimg/1.png,\n'])
+    'image\ttags\nimg/0.png\ta b\nimg/1.png\t\n', 'fname,labels\n"img/0.png","b;a"\nimg/1.png,\n', 'filename,label\nimg\\0.png,a+b\nimg/1.png,_none\n', 'file,labels\n/old/place/img/0.png,a|b\nimg/1.png,\n',
+    'file,labels\nimg/0.png,"a, b"\nimg/1.png,\n', 'file,labels\nimg/0.png,"[\'b\', \'a\']"\nimg/1.png,[]\n', 'file,labels\nimg/0.png,a b,,\nimg/1.png,,\n'])
 def test_tables(text, pictures):
     samples, report = read_label_csv(table(pictures, text))
     assert [(s.path.name, s.labels) for s in samples] == [('0.png', ('a', 'b')), ('1.png', ())] and not len(report)
@@ -111,6 +113,8 @@ def test_utf16_and_other_scripts(pictures):
 
 @pytest.mark.parametrize('text, said', [
     ('file,labels,width\nimg/0.png,a,5\n', "column 'width' is not known"), ('file,lables\nimg/0.png,a\n', "Did you mean 'labels'"), ('file\nimg/0.png\n', "no column 'labels'"), ('', 'is empty'),
+    ('file,labels\n', 'no line below the first'), ('file,labels\nimg/0.png,[a b]\n', "line 2: .* is none"), ('file,labels\nimg/0.png,[5+]\n', 'line 2'), ('file,labels\nimg/0.png,a,b\n', r'line with too many fields \(1\)'),
+    ('file,labels\nimg/0.png,"' + 'a'*200_000 + '"\n', 'no table of labels, line 2'), ('file,la\rbels\n', 'no table'), ('img/0.png,a\n', 'The first line of a table'),
     ('file,image,labels\na,b,c\n', 'two columns say the file'), ('file,labels\nx.png,a\n', r'missing image \(1\)'), ('file,labels,part\nimg/0.png,a,dev\n', 'line 2: a part is train, val or test'), ('file,labels\n', 'no image that can be used')])
 def test_tables_that_cannot_be_read(text, said, pictures):
     with pytest.raises(InputError, match=said) as e: read_label_csv(table(pictures, text))
@@ -120,6 +124,11 @@ def test_tables_that_cannot_be_read(text, said, pictures):
 def test_a_missing_file_is_told_with_its_line(pictures):
     samples, report = read_label_csv(table(pictures, 'file,labels\nimg/0.png,a\nimg/gone.png,a\n,b\nimg/1.png,b\n'))
     assert len(samples) == 2 and [e.line for e in report.of('missing image')] == [3, 4]
+
+
+def test_fields_too_many_are_told_and_numbers_of_lines_are_those_of_the_file(pictures):
+    samples, report = read_label_csv(table(pictures, 'file,labels\nimg/0.png,"a\nb"\nimg/1.png,a,b\nimg/2.png,b\nimg/gone.png,b\n'))
+    assert [s.path.name for s in samples] == ['0.png', '2.png'] and [(e.kind, e.line) for e in report.entries] == [('line with too many fields', 4), ('missing image', 6)]
 
 
 def test_parts_of_a_table(pictures):
@@ -144,6 +153,12 @@ def test_coco(pictures):
         with pytest.raises(InputError, match=said): read_label_coco(name)
 
 
+def test_names_have_one_form_in_every_format(pictures):
+    d = dict(images=[dict(id=0, file_name='img/0.png')], categories=[dict(id=1, name=' cafe\u0301  noir')], annotations=[dict(image_id=0, category_id=1)])
+    (pictures/'c.json').write_text(json.dumps(d))
+    assert read_label_coco(pictures/'c.json')[0][0].labels == ('caf\u00e9 noir',) == parse_label_folder('cafe\u0301 noir')[0]
+
+
 # parts
 
 def test_a_label_called_train(tmp_path):
@@ -151,6 +166,16 @@ def test_a_label_called_train(tmp_path):
     assert label_vocabulary(read_label_parts(tmp_path)[0]['']) == ('test', 'train')
     for p in ('Train', 'validation'): paint(tmp_path/'parts'/p/'a+b'/'x.png', len(p))
     assert list(read_label_parts(tmp_path/'parts')[0]) == ['train', 'val']
+
+
+def test_folders_beside_the_parts_are_told(tmp_path):
+    "A label folder, a second folder of the same part and a loose picture beside train/ and val/ are left out, and a picture in train/ makes no label of it"
+    for i, p in enumerate(('train/a', 'val/a', 'valid/b', 'c')): paint(tmp_path/p/'x.png', i)
+    for i, p in enumerate(('loose.png', 'train/sheet.png')): paint(tmp_path/p, 9 + i)
+    parts, report = read_label_parts(tmp_path)
+    assert {k: [s.labels for s in v] for k, v in parts.items()} == dict(train=[('a',)], val=[('a',)])
+    assert report.counts == {'folder beside the parts': 2, 'image outside the label folders': 2} and {Path(e.path).name for e in report.entries} == {'valid', 'c', 'loose.png', 'sheet.png'}
+    with pytest.raises(InputError, match=f"there is no 'test', for instance '{tmp_path}/train'"): read_label_samples(tmp_path, part='test')
 
 
 # division
@@ -188,6 +213,17 @@ def test_division_is_kept(tmp_path):
     a, b = split_label_samples(samples, .3)
     parts, report = read_label_parts(save_label_split(tmp_path/'run'/'split.csv', dict(train=a, val=b)))
     assert {k: [(s.path, s.labels) for s in v] for k, v in parts.items()} == dict(train=[(s.path, s.labels) for s in a], val=[(s.path, s.labels) for s in b]) and not len(report)
+
+
+@pytest.mark.parametrize('names', [('light blue', 'red'), ('salt+pepper', 'a'), ('a;b', 'c|d'), ('a, b', '[c]'), ("it's", 'say "no"'), ('青', '_none+')])
+def test_division_is_kept_whatever_labels_are_called(names, tmp_path):
+    "One label an image, so that no plus sign tells blanks in names from blanks between them"
+    samples = []
+    for i, labels in enumerate(((names[0],), (names[1],), ())): paint(tmp_path/f'{i}.png', i); samples.append(Sample(tmp_path/f'{i}.png', labels=labels))
+    parts, report = read_label_parts(save_label_split(tmp_path/'split.csv', dict(train=samples)), none='leer')
+    assert [s.labels for s in parts['train']] == [s.labels for s in samples] and not len(report)
+    odd = Sample(tmp_path/'bad\udcff.png', labels=('a',))
+    assert 'bad' in save_label_split(tmp_path/'odd.csv', dict(train=[odd])).read_text(encoding='utf-8')
 
 
 def test_matrix_leaves_unknown_labels_out():
@@ -260,6 +296,8 @@ def test_report_on_bad_ones(tmp_path):
     for i in range(12): paint(tmp_path/'s/train/always+a'/f'{i}.png', i); paint(tmp_path/'s/train/always+b'/f'{i}.png', 50 + i)
     paint(tmp_path/'s/val/always+new'/'x.png', 300); paint(tmp_path/'s/val/always+a'/'y.png', 3)
     warnings = ' | '.join(check_label_data(tmp_path/'s').warnings)
+    for i in range(3): paint(tmp_path/'t/_none'/f'{i}.png', i)
+    assert 'no image of "t" has a label' in ' '.join(check_label_data(tmp_path/'t').warnings)
     for said in ('new never occurs in "train"', 'no image of "val" has b', 'on every image of "train": always', '1 image stands in two parts'): assert said in warnings, said
 
 
@@ -275,6 +313,13 @@ def test_real_sets(shared):
     all_, part = (Counter(n for s in x for n in s.labels) for x in (streets['train'], b))
     assert all(abs(part[n] - .2*k) <= 1.5 for n, k in all_.items()) and abs(len(b) - 72) <= 3
     assert len(check_label_data(data/'clothes').parts) == 2
+
+
+def test_thousands_of_labels_are_compared_at_once():
+    from visionlab.datasets.label_folders import LabelDataReport, LabelPart, _label_warnings
+    report, start = LabelDataReport('x'), time.perf_counter()
+    report.parts.append(LabelPart('train', [Sample(Path(f'{i}'), labels=(f'{i % 3000:04}', f'twin{i % 2}', f'twin{i % 2 + 2}')) for i in range(6000)], Counter()))
+    assert 'twin0 and twin2' in ' '.join(_label_warnings(report)) and time.perf_counter() - start < 10
 
 
 def test_report_is_continued():

@@ -7,10 +7,12 @@ __all__ = ['LABEL_COLUMNS', 'parse_label_folder', 'read_label_folders', 'split_n
            'read_label_parts', 'read_label_samples', 'label_vocabulary', 'label_matrix', 'split_label_samples',
            'save_label_split', 'fit_square', 'ClassifyTransform', 'LabelPart', 'LabelDataReport', 'check_label_data']
 
-# %% ../../nbs/datasets/09_label_folders.ipynb #51d94c17
+# %% ../../nbs/datasets/09_label_folders.ipynb #3b46eee5
+import ast
 import csv
 import hashlib
 import io
+import json
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
@@ -42,13 +44,15 @@ from .samples import error_reason
 from .transforms import warp_image
 from .transforms import warp_matrix
 
-# %% ../../nbs/datasets/09_label_folders.ipynb #cde6d6c4
+# %% ../../nbs/datasets/09_label_folders.ipynb #318b8641
+def _one_name(text): return ' '.join(unicodedata.normalize('NFC', str(text)).split())
+
 def parse_label_folder(
     name:str,            # Name of a folder, such as 'blue+jeans'
     none:str='_none',    # Name that stands for "no label"
 ) -> tuple:              # Labels as a sorted tuple, and what is odd about the name as a list of (kind, detail)
     "Labels that a folder's name stands for"
-    parts = [' '.join(unicodedata.normalize('NFC', p).split()) for p in name.split('+')]
+    parts = [_one_name(p) for p in name.split('+')]
     named = [p for p in parts if p and p != none]
     odd = []
     if '' in parts: odd.append(('empty name part', f'{parts.count("")} of the {len(parts)} parts of {name!r} are empty'))
@@ -105,7 +109,7 @@ def read_label_folders(
     if not samples: raise InputError(f"'{root}' holds no image in a label folder such as 'blue+jeans/'" + (f': {report.brief(start)}' if len(report) > start else ''))
     return samples, report
 
-# %% ../../nbs/datasets/09_label_folders.ipynb #4baa4df1
+# %% ../../nbs/datasets/09_label_folders.ipynb #56e41985
 LABEL_COLUMNS = dict(file=('file', 'filename', 'file_name', 'fname', 'image', 'image_name', 'path'), labels=('labels', 'label', 'tags'), part=('part', 'split', 'set', 'subset', 'is_valid'))
 _parts = dict(train='train', training='train', val='val', valid='val', validation='val', test='test', testing='test', true='val', false='train', **{'1': 'val', '0': 'train', '': 'train'})
 
@@ -114,7 +118,7 @@ def _columns(head, file):
     found = {}
     for i, name in enumerate(head):
         kind = next((k for k, names in LABEL_COLUMNS.items() if name.strip().lower() in names), None)
-        if kind is None: raise InputError(f"'{file}': the column {name!r} is not known. A table of labels has the columns file, labels and, if wanted, part.{did_you_mean(name.lower(), [n for names in LABEL_COLUMNS.values() for n in names])}")
+        if kind is None: raise InputError(f"'{file}': the column {name!r} is not known. The first line of a table of labels names its columns: file, labels and, if wanted, part.{did_you_mean(name.lower(), [n for names in LABEL_COLUMNS.values() for n in names])}")
         if kind in found: raise InputError(f"'{file}': two columns say the {kind}, {head[found[kind]]!r} and {name!r}")
         found[kind] = i
     for kind in ('file', 'labels'):
@@ -122,11 +126,13 @@ def _columns(head, file):
     return found
 
 def _table_rows(file):
-    "Columns and (line number, fields) of a table"
+    "Columns and (number of the last line, fields) of each row of a table"
     text = read_text(file)
     head = text.split('\n', 1)[0]
     mark = max(',;\t', key=head.count)
-    rows = [(i, r) for i, r in enumerate(csv.reader(io.StringIO(text), delimiter=mark), 1) if any(c.strip() for c in r)]
+    rows = csv.reader(io.StringIO(text), delimiter=mark)
+    try: rows = [(rows.line_num, r) for r in rows if any(c.strip() for c in r)]
+    except csv.Error as e: raise InputError(f"'{file}' is no table of labels, line {rows.line_num}: {e}") from None
     if not rows: raise InputError(f"'{file}' is empty")
     return _columns(rows[0][1], file), rows[1:]
 
@@ -135,27 +141,36 @@ def split_names(
     sep:str=None, # What stands between them; None: blanks
 ) -> tuple:       # Sorted labels
     "Labels of a field, without blanks and doubles"
-    names = [' '.join(p.split()) for p in unicodedata.normalize('NFC', text).split(sep)]
-    return tuple(sorted({n for n in names if n}))
+    parts = ast.literal_eval(text) if _is_list(text) else text.split(sep)
+    return tuple(sorted({_one_name(p) for p in parts} - {''}))
 
-# %% ../../nbs/datasets/09_label_folders.ipynb #10198a6e
+def _is_list(text): return text[:1] == '[' and text[-1:] == ']'
+
+# %% ../../nbs/datasets/09_label_folders.ipynb #317224b1
 def _csv_parts(file, report, none):
     "Part -> samples of a table; the part is '' where the table names none"
     columns, rows = _table_rows(file)
     cell = lambda r, k: r[columns[k]].strip() if k in columns and columns[k] < len(r) else ''
-    sep = next((m for m in '+;|' if any(m in cell(r, 'labels') for _, r in rows)), None)
+    plain = [t for _, r in rows if not _is_list(t := cell(r, 'labels'))]
+    sep = next((m for m in '+;|,' if any(m in t for t in plain)), None)
     found, part_of = {}, {}
     for line, r in rows:
         name, part = cell(r, 'file'), ''
+        if any(c.strip() for c in r[len(columns):]): report.add('line with too many fields', file, f'{len(r)} fields in a table of {len(columns)} columns, left out. Several labels in one field are separated by blanks', line); continue
         if 'part' in columns and (part := _parts.get(cell(r, 'part').lower())) is None: raise InputError(f"'{file}', line {line}: a part is train, val or test, got {cell(r, 'part')!r}")
         path = find_listed(name, file.parent)
         if path is None or not path.is_file(): report.add('missing image', file, f'{name!r} is not there', line); continue
         if part_of.setdefault(path, part) != part: report.add('image in two parts', file, f'{name!r} in {part_of[path]} and in {part}, left in {part_of[path]}', line)
-        labels = tuple(n for n in split_names(cell(r, 'labels'), sep) if n != none)
-        found[path] = tuple(sorted({*found.get(path, ()), *labels}))
+        try: names = split_names(cell(r, 'labels'), sep)
+        except (ValueError, SyntaxError, TypeError): raise InputError(f"'{file}', line {line}: {cell(r, 'labels')[:60]!r} begins like a list of labels such as ['blue', 'jeans'], and is none") from None
+        found[path] = tuple(sorted({*found.get(path, ()), *names} - {none}))
     out = {}
     for s in _usable(_join_same(list(found.items()), report), report): out.setdefault(part_of[s.path], []).append(s)
     return out
+
+def _nothing_usable(file, report, start):
+    "The error for a list of images none of which can be used"
+    return InputError(f"'{file}' names no image that can be used: " + (report.brief(start) if len(report) > start else 'it has no line below the first'))
 
 def read_label_csv(
     file,                # Table with the columns file and labels
@@ -168,10 +183,10 @@ def read_label_csv(
     report = report if report is not None else Report(f'labels in {file}')
     start, parts = len(report), _csv_parts(file, report, none)
     samples = [s for p, ss in parts.items() if part in ('', p) for s in ss]
-    if not samples: raise InputError(f"'{file}' names no image that can be used" + (f': {report.brief(start)}' if len(report) > start else ''))
+    if not samples: raise _nothing_usable(file, report, start)
     return samples, report
 
-# %% ../../nbs/datasets/09_label_folders.ipynb #f72b0cf3
+# %% ../../nbs/datasets/09_label_folders.ipynb #34277404
 def read_label_coco(
     file,                # JSON with `images`, `annotations` and `categories`
     report:Report=None,  # Collects what could not be used; None starts one
@@ -183,7 +198,7 @@ def read_label_coco(
     lost = [k for k in ('images', 'annotations', 'categories') if not isinstance(d, dict) or not isinstance(d.get(k), list)]
     if lost: raise InputError(f"'{file}' is not in COCO's format: it has no list {lost[0]!r}")
     try:
-        names = {c['id']: ' '.join(str(c['name']).split()) for c in d['categories']}
+        names = {c['id']: _one_name(c['name']) for c in d['categories']}
         images, seen, start = {m['id']: str(m['file_name']) for m in d['images']}, {}, len(report)
         for a in d['annotations']:
             if a['category_id'] in names and a['image_id'] in images: seen.setdefault(a['image_id'], set()).add(names[a['category_id']])
@@ -197,15 +212,19 @@ def read_label_coco(
         if path is None: report.add('missing image', file, f'{name!r} is not there')
         else: found.append((path, tuple(sorted(seen.get(i, ())))))
     samples = _usable(_join_same(found, report), report)
-    if not samples: raise InputError(f"'{file}' names no image that can be used" + (f': {report.brief(start)}' if len(report) > start else ''))
+    if not samples: raise InputError(f"'{file}' names no image that can be used" + (f': {report.brief(start)}' if len(report) > start else ': its list `images` is empty'))
     return samples, report
 
-# %% ../../nbs/datasets/09_label_folders.ipynb #0818ce68
-def _part_folders(root):
+# %% ../../nbs/datasets/09_label_folders.ipynb #d8433a0a
+def _part_folders(root, report):
     "Part -> folder, {} if the folder holds label folders itself"
+    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and p.name[0] != '.']
     out = {}
-    for p in sorted(root.iterdir()):
-        if p.is_dir() and p.name.lower() in PART_NAMES and not list_images(p, recurse=False) and any(q.is_dir() for q in p.iterdir()): out.setdefault(_parts[p.name.lower()], p)
+    for p in folders:
+        if p.name.lower() in PART_NAMES and any(q.is_dir() and q.name[0] != '.' and list_images(q) for q in p.iterdir()): out.setdefault(_parts[p.name.lower()], p)
+    for p in folders if out else ():
+        if p not in out.values() and list_images(p): report.add('folder beside the parts', p, f'left out, {", ".join(q.name for q in out.values())} {"are" if len(out) > 1 else "is"} read')
+    for p in list_images(root, recurse=False) if out else (): report.add('image outside the label folders', p, 'its folder says no label, left out')
     return out
 
 def read_label_parts(
@@ -217,14 +236,15 @@ def read_label_parts(
     if not str(path): raise InputError('"path" is empty: name a folder of label folders, a table or a COCO file')
     path = Path(path).expanduser()
     report = report if report is not None else Report(f'labels in {path}')
+    start = len(report)
     if path.is_dir():
-        parts = _part_folders(path)
+        parts = _part_folders(path, report)
         return ({n: read_label_folders(p, report, none)[0] for n, p in parts.items()} if parts else {'': read_label_folders(path, report, none)[0]}), report
     check_file(path)
     if path.suffix.lower() == '.json': return {'': read_label_coco(path, report)[0]}, report
     if path.suffix.lower() not in ('.csv', '.tsv', '.txt'): raise InputError(f"'{path}' is neither a folder nor a table (.csv, .tsv, .txt) nor a COCO file (.json)")
     parts = _csv_parts(path, report, none)
-    if not parts: raise InputError(f"'{path}' names no image that can be used: {report.brief()}")
+    if not parts: raise _nothing_usable(path, report, start)
     return parts, report
 
 def read_label_samples(
@@ -235,8 +255,9 @@ def read_label_samples(
 ) -> tuple:              # List of `Sample`s, and the report
     "Images with labels from whatever holds them"
     parts, report = read_label_parts(path, report, none)
+    path = Path(path).expanduser()
     if set(parts) == {''}: return parts[''], report
-    if part not in parts: raise InputError(f"'{path}' has the parts {', '.join(parts)}: " + (f'there is no {part!r}' if part else 'say which one is meant'))
+    if part not in parts: raise InputError(f"'{path}' has the parts {', '.join(parts)}: " + (f'there is no {part!r}' if part else 'say which one is meant') + (f", for instance '{path/next(iter(parts))}'" if path.is_dir() else ''))
     return parts[part], report
 
 # %% ../../nbs/datasets/09_label_folders.ipynb #f7849322
@@ -289,17 +310,19 @@ def split_label_samples(
         sets = {f: m for f, m in sets.items() if m}
     return [s for s, t in zip(samples, side) if not t], [s for s, t in zip(samples, side) if t]
 
-# %% ../../nbs/datasets/09_label_folders.ipynb #7474362e
+# %% ../../nbs/datasets/09_label_folders.ipynb #783f33aa
 def save_label_split(
     path,          # CSV file to write
     parts:dict,    # Part -> `Sample`s
 ) -> Path:         # The file that was written
     "Write samples and the part each is in as a table"
     path = Path(path)
-    with atomic_path(path) as temp, open(temp, 'w', newline='', encoding='utf-8') as f:
+    plain = not any(c in ' +;|,[]' for samples in parts.values() for n in label_vocabulary(samples) for c in n)
+    field = lambda labels: '+'.join(labels) if plain or not labels else json.dumps(labels, ensure_ascii=False)
+    with atomic_path(path) as temp, open(temp, 'w', newline='', encoding='utf-8', errors='backslashreplace') as f:
         w = csv.writer(f)
         w.writerow(('file', 'labels', 'part'))
-        for part, samples in parts.items(): w.writerows((str(Path(s.path).absolute()), '+'.join(s.labels) or '_none', part) for s in samples)
+        for part, samples in parts.items(): w.writerows((str(Path(s.path).absolute()), field(s.labels), part) for s in samples)
     return path
 
 # %% ../../nbs/datasets/09_label_folders.ipynb #22eadcea
@@ -380,7 +403,7 @@ def show(self:LabelDataReport,
     ax.invert_yaxis(); ax.set(xlabel='% of the images'); ax.legend(fontsize=8)
     return ax
 
-# %% ../../nbs/datasets/09_label_folders.ipynb #7c8c4534
+# %% ../../nbs/datasets/09_label_folders.ipynb #484ca842
 _LOST_LABELS = ('unreadable image', 'missing image', 'image outside the label folders', 'folder name without a label')
 
 def _label_warnings(report):
@@ -392,6 +415,7 @@ def _label_warnings(report):
         if new: yield f'of "{p.name}", {listed(new)} never {"occur" if len(new) > 1 else "occurs"} in "{learn.name}": {"they" if len(new) > 1 else "it"} cannot be learned, and images with {"them" if len(new) > 1 else "it"} cannot be judged'
         gone = [v for v in names if count[v] and not p.labels[v]]
         if gone: yield f'no image of "{p.name}" has {listed(gone)}: no score says anything about {"them" if len(gone) > 1 else "it"}'
+    if not count: yield f'no image of "{learn.name}" has a label: there is nothing to learn'
     every = [v for v in names if count[v] == n]
     if every: yield f'on every image of "{learn.name}": {listed(every)}. Without an image that lacks {"them" if len(every) > 1 else "it"} there is nothing to learn'
     rare = [f'{v} ({count[v]})' for v in names if 0 < count[v] < min(10, n)]
@@ -399,8 +423,10 @@ def _label_warnings(report):
     low = Counter(v.casefold() for v in names)
     alike = [v for v in names if low[v.casefold()] > 1]
     if alike: yield f'these labels differ only in upper and lower case: {listed(alike)}. Are they meant to be one?'
-    m = label_matrix(learn.samples, names).astype(bool)
-    twins = [f'{names[i]} and {names[j]}' for i, j in combinations(range(len(names)), 2) if count[names[i]] and (m[:, i] == m[:, j]).all() and names[i] not in every]
+    same, m = {}, label_matrix(learn.samples, names)
+    for i, v in enumerate(names):
+        if count[v] and v not in every: same.setdefault(m[:, i].tobytes(), []).append(v)
+    twins = [' and '.join(vs) for vs in same.values() if len(vs) > 1]
     if twins: yield f'always together in "{learn.name}": {listed(twins)}. Nothing tells them apart'
 
 # %% ../../nbs/datasets/09_label_folders.ipynb #75be5855
