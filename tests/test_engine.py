@@ -430,6 +430,30 @@ def test_non_finite_loss(num_workers, tmp_path):
     assert not t.latest.exists() and isinstance(e.value, InputError)
 
 
+@pytest.mark.parametrize('at, left', [(0, False), (1, True)])
+def test_an_error_before_the_first_checkpoint_leaves_no_folder(at, left, tmp_path):
+    class BadLabel(Callback):
+        broken = True
+        def before_batch(self):
+            if self.broken and self.epoch == at and self.iter == 1: raise InputError('a label with a class too many')
+    label = BadLabel()
+    t = spot_trainer(tmp_path, epochs=2, csv=True, tensorboard=True, cbs=label)
+    with pytest.raises(InputError, match='^a label with a class too many$'): t.train()
+    assert t.folder.exists() == left and t.latest.exists() == left
+    label.broken = False
+    t.train()                                                  # the same trainer, after the label was mended
+    assert t.folder.name == 'run' and len(t.history) == 2 and load_checkpoint(t.latest)['epoch'] == 2 and len((t.folder/'history.csv').read_text().splitlines()) == 3
+
+
+def test_an_error_in_a_resumed_run_takes_nothing_away(tmp_path):
+    class BadLabel(Callback):
+        def before_batch(self): raise InputError('a label with a class too many')
+    whole = spot_trainer(tmp_path, epochs=1).train()
+    before = {p.name: p.read_bytes() for p in whole.folder.iterdir() if p.is_file() and p.name != 'config.json'}
+    with pytest.raises(InputError): spot_trainer(tmp_path, epochs=2, resume_checkpoint=str(whole.latest), cbs=BadLabel()).train()
+    assert before.items() <= {p.name: p.read_bytes() for p in whole.folder.iterdir() if p.is_file()}.items()
+
+
 def test_non_finite_gradient(tmp_path):
     class Poison(Callback):
         def before_step(self):

@@ -262,6 +262,13 @@ def test_training_scores_are_those_of_the_batches(config):
     assert learn.run_state.history[0]['train_iou'] == pytest.approx(score.iou, abs=1e-9) and learn.run_state.history[0]['train_dice'] == pytest.approx(score.dice, abs=1e-9)
 
 
+@pytest.mark.parametrize('classes, said', [(2, 'holds 2, the classes go from 0 to 1'), (1, 'More than one class')])
+def test_masks_with_other_classes_leave_no_folder(classes, said, config):
+    c = replace_config(config(3), classes=classes, tensorboard=True, csv=True)
+    with pytest.raises(InputError, match=said) as e: SegmentationTrainer(c, model=tiny_net(classes), progress='none').train()
+    assert '\n' not in str(e.value) and not list(Path(c.output_dir).glob('*'))
+
+
 def test_a_broken_batch_names_its_files(run):
     class Poison(Callback):
         order, run_valid = 0, False

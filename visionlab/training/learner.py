@@ -6,7 +6,7 @@
 __all__ = ['DEFAULTS', 'FREE_SETTINGS', 'setting', 'make_opt_func', 'EvaluatorColumn', 'evaluator_columns', 'make_learner',
            'new_run_folder', 'changed_settings', 'changed_curve', 'flat_curve', 'format_change', 'Trainer']
 
-# %% ../../nbs/training/03_learner.ipynb #890210f5
+# %% ../../nbs/training/03_learner.ipynb #ebd7d5b3
 import inspect,os,shlex,shutil
 from dataclasses import fields
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..core.checks import InputError,check_choice,check_device,check_range
 from ..core.config import save_config,to_dict
 from ..core.settings import RunConfig
 from ..core.systems import system_names
-from .callbacks import Accumulate,Autocast,CheckpointCallback,EarlyStopper,EpochSchedule,LossParts,NonFiniteStop,NonFiniteValidationStop,ResumableLearner,RunState,load_run
+from .callbacks import Accumulate,Autocast,CheckpointCallback,EarlyStopper,EpochSchedule,LossParts,NonFiniteLossError,NonFiniteStop,NonFiniteValidationStop,ResumableLearner,RunState,load_run
 from .checkpoint import load_checkpoint,load_weights,seed_everything
 from .loggers import CSVLog,ProgressLog,TensorBoardLog,WandbLog,format_row,print_line,wants_bars
 
@@ -246,12 +246,13 @@ def open(self:Trainer):
     if s('tensorboard'): self.learn.add_cb(TensorBoardLog(self.folder/'tb', **logs))
     if s('wandb'): self.learn.add_cb(WandbLog(self.folder, config=to_dict(c), **logs))
 
-# %% ../../nbs/training/03_learner.ipynb #96526959
+# %% ../../nbs/training/03_learner.ipynb #8c28c76d
 @patch
 def train(self:Trainer):
     "Train up to `epochs`, and leave checkpoints and logs in the folder"
     n,unit,self.stopped_by_hand = self.rounds,self.learn.unit,False
     if self.ready and self.latest.exists(): self.resume(self.latest)
+    attached,new = list(self.learn.cbs),not self.ready and not self.start
     if not self.ready: self.open()
     if self.start >= n: self.say(f'nothing to do: {self.start} {unit}s are trained and "epochs" is {setting(self.config, "epochs")}')
     if not self.start: seed_everything(setting(self.config, 'seed'))
@@ -264,12 +265,23 @@ def train(self:Trainer):
         done = self.learn.run_state.history
         self.say(f"stopped by hand; {len(done)} of {n} {unit}s are saved." + (f' To go on: {self.command()}' if done else ''))
         return self
+    except InputError as e:
+        if new and not isinstance(e, NonFiniteLossError): self._take_back(attached)
+        raise
     run = self.learn.run_state
     best = run.best
     if len(run.history) < n and run.wait: self.say(f'stopped early, after {unit} {len(run.history)}: {run.wait} {unit}s without a better {run.metric}')
     if best: self.say(f"best: {format_row({best['metric']: best['value']})} in {unit} {best['epoch']+1}, in '{self.best}'")
     elif run.history: self.say(f'no best checkpoint: none of the {len(run.history)} {unit}s was judged ("check_best_cooldown" is {run.cooldown})')
     return self
+
+@patch
+def _take_back(self:Trainer, attached):
+    "Remove a new folder without a checkpoint, and detach what was to write to it"
+    if rank_distrib() or self.latest.exists(): return
+    self.learn.remove_cbs([cb for cb in list(self.learn.cbs) if cb not in attached])
+    shutil.rmtree(self.folder, ignore_errors=True)
+    self.ready = False
 
 @patch
 def command(self:Trainer) -> str: # A line for a shell, or a setting where the command line does not know the system
