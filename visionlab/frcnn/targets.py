@@ -66,12 +66,12 @@ def draw(
     lots,won = torch.where(who, lots, -1.).topk(min(k, lots.shape[1]), dim=1)
     return won,lots >= 0
 
-# %% ../../nbs/frcnn/04_targets.ipynb #de735a56
+# %% ../../nbs/frcnn/04_targets.ipynb #55b101f5
 def _best_of_each(iou, best):
     "Which anchors are the best of a box, bool (B,A), from IoU (B,M,A); and, for 'one', each box's anchor (B,M), A for none"
     if best == 'all':
         top = iou.amax(2, keepdim=True)
-        return (iou == torch.where(top > 0, top, 2.)).any(1),None        # an IoU of 2 does not occur
+        return (iou - torch.where(top > 0, top, 2.)).amax(1) == 0,None   # an IoU of 2 does not occur
     top,at = iou.max(2)
     at = torch.where(top > 0, at, iou.shape[2])
     mine = torch.zeros(iou.shape[0], iou.shape[2]+1, dtype=torch.bool, device=iou.device).scatter_(1, at, True)

@@ -28,7 +28,8 @@ def box_area(
     x1,y1,x2,y2 = _as_boxes('boxes', boxes).unbind(-1)
     return (x2 - x1).clamp(min=0)*(y2 - y1).clamp(min=0)
 
-# %% ../../nbs/geometry/03_boxes.ipynb #32526af7
+# %% ../../nbs/geometry/03_boxes.ipynb #8f7a5094
+@torch.no_grad()
 def iou_columns(
     a,  # x1, y1, x2, y2 of some boxes, four tensors (...,N,1), px
     b,  # x1, y1, x2, y2 of others, four tensors (...,M) or (...,1,M), px
@@ -36,9 +37,11 @@ def iou_columns(
     "Overlap of boxes that come as columns: the bare formula"
     ax1,ay1,ax2,ay2 = a
     bx1,by1,bx2,by2 = b
-    inter = torch.minimum(ax2, bx2).sub_(torch.maximum(ax1, bx1)).clamp_(min=0)
-    inter.mul_(torch.minimum(ay2, by2).sub_(torch.maximum(ay1, by1)).clamp_(min=0))
-    union = ((ax2 - ax1)*(ay2 - ay1) + (bx2 - bx1)*(by2 - by1)).sub_(inter)
+    other = torch.maximum(ax1, bx1)                                     # three fields of (...,N,M) are all that is asked for: fresh memory costs more than arithmetic
+    inter = torch.minimum(ax2, bx2).sub_(other).clamp_(min=0)
+    high = torch.minimum(ay2, by2).sub_(torch.maximum(ay1, by1, out=other)).clamp_(min=0)
+    inter.mul_(high)
+    union = torch.add((ax2 - ax1)*(ay2 - ay1), (bx2 - bx1)*(by2 - by1), out=high).sub_(inter)
     return inter.div_(union)
 
 def box_iou(
@@ -79,7 +82,7 @@ def encode_boxes(
     loc = torch.stack([(tx - sx)/sw, (ty - sy)/sh, (tw/sw).log(), (th/sh).log()], -1)
     return loc if std is None else loc/_std(std, loc)
 
-# %% ../../nbs/geometry/03_boxes.ipynb #dcad181a
+# %% ../../nbs/geometry/03_boxes.ipynb #0a19d5e3
 def decode_boxes(
     source,   # Boxes to start from, float (...,4), px
     loc,      # Offsets, float (...,4), or (...,4*C) for C answers a box
