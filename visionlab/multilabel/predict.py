@@ -30,6 +30,7 @@ from ..datasets.label_folders import read_label_samples
 from ..datasets.samples import Report
 from ..datasets.toy_digits import make_toy_digits
 from ..datasets.transforms import normalise
+from ..inference.draw import picture_sheet
 from ..inference.draw import save_image
 from ..inference.predictor import Predictor
 from ..inference.predictor import stream_results
@@ -41,7 +42,6 @@ from .config import MultilabelConfig
 from .data import multilabel_samples
 from .learner import MultilabelTrainer
 from .learner import label_card
-from .learner import picture_sheet
 from .model import multilabel_model
 from ..training.checkpoint import load_checkpoint
 
