@@ -5,12 +5,17 @@
 # %% auto #0
 __all__ = ['text_table', 'html_table']
 
-# %% ../../nbs/core/06_tables.ipynb #005142ba
+# %% ../../nbs/core/06_tables.ipynb #a3446d78
 import html
+import unicodedata
 
 from .checks import InputError
 
-# %% ../../nbs/core/06_tables.ipynb #18b7b77b
+# %% ../../nbs/core/06_tables.ipynb #5cb5ba25
+def _places(text):
+    "Places that a text takes in a terminal"
+    return sum(0 if unicodedata.category(c) in ('Mn', 'Me', 'Cf') else 2 if unicodedata.east_asian_width(c) in 'WF' else 1 for c in text)
+
 def text_table(
     head:list,    # Titles of the columns
     rows:list,    # Rows, each with as many strings as there are columns
@@ -20,8 +25,9 @@ def text_table(
     table = [list(head), *map(list, rows)]
     for i, r in enumerate(table):
         if len(r) != len(head): raise InputError(f'row {i - 1} has {len(r)} cells, the table has {len(head)} columns')
-    wide = [max(map(len, col)) for col in zip(*table)]
-    return '\n'.join('  '.join(c.ljust(w) if k in left else c.rjust(w) for k, (c, w) in enumerate(zip(r, wide))).rstrip() for r in table)
+    wide = [max(map(_places, col)) for col in zip(*table)]
+    fill = lambda k, c: c + ' '*(wide[k] - _places(c)) if k in left else ' '*(wide[k] - _places(c)) + c
+    return '\n'.join('  '.join(fill(k, c) for k, c in enumerate(r)).rstrip() for r in table)
 
 # %% ../../nbs/core/06_tables.ipynb #a57f37ef
 def html_table(
