@@ -23,7 +23,7 @@ from torch.amp import GradScaler,autocast
 from ..core.checks import InputError,check_choice,check_range
 from ..core.files import atomic_path
 from ..core.settings import SCHEDULES
-from .checkpoint import bare_model,rng_state,save_checkpoint,set_rng_state,strip_prefixes
+from .checkpoint import bare_model,rng_state,save_checkpoint,set_rng_state,strip_prefixes,take_widths
 
 # %% ../../nbs/training/01_callbacks.ipynb #1fa9ce84
 class StepPlan:
@@ -238,6 +238,7 @@ def snapshot(self:RunState) -> dict: # Parts for `save_checkpoint`
     learn,scaler,rng = self.learn,getattr(self.learn, 'scaler', None),getattr(self.dls.train, 'rng', None)
     sched = getattr(learn, 'epoch_schedule', None)     # the callback of that name, if there is one
     return dict(model=bare_model(learn.model).state_dict(), optimizer=learn.opt.state_dict(), rng=rng_state(), schedule=sched.settings if sched is not None else None,
+                pruned=getattr(bare_model(learn.model), 'pruned', None),
                 scaler=scaler.state_dict() if scaler is not None else None, epoch=len(self.history), history=self.history, best=self.best,
                 loader=dict(clock=self.clock, train_iter=learn.train_iter, rng=rng.getstate() if rng is not None else None),  # `rng`: fastai's own shuffling, for loaders not ours
                 stopper=dict(wait=self.wait, seconds=self.seconds), recorder=_snapshot_recorder(self.recorder))
@@ -264,6 +265,7 @@ def load_run(
     "First half of a resume: prepare a learner to go on where a checkpoint stopped"
     lost = [k for k in ('optimizer', 'rng', 'loader', 'stopper', 'recorder') if ck[k] is None]
     if lost: raise InputError(f"the checkpoint cannot be resumed, it holds no state of {', '.join(lost)}. Use `finetune_checkpoint` to take its weights along into a new run.")
+    take_widths(bare_model(learn.model), ck)
     try: bare_model(learn.model).load_state_dict(strip_prefixes(ck['model']))
     except RuntimeError as e: raise InputError(f"the checkpoint's weights do not fit this model: {' '.join(str(e).split())[:300]}") from None
     learn.create_opt()

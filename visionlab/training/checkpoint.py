@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'FORMAT_VERSION', 'HEADER', 'PARTS', 'REQUIRED_PARTS', 'plain', 'strip_prefixes', 'save_checkpoint',
-           'load_checkpoint', 'to_device_tree', 'update_checkpoint', 'LoadedWeights', 'load_weights', 'bare_model',
-           'rng_state', 'set_rng_state', 'seed_everything']
+           'load_checkpoint', 'to_device_tree', 'update_checkpoint', 'take_widths', 'restore_model', 'LoadedWeights',
+           'load_weights', 'bare_model', 'rng_state', 'set_rng_state', 'seed_everything']
 
-# %% ../../nbs/training/00_checkpoint.ipynb #9da8cc48
+# %% ../../nbs/training/00_checkpoint.ipynb #5516b2db
 import copy,pickle,random,warnings,zipfile
 from pathlib import Path
 import numpy as np,torch
@@ -15,12 +15,13 @@ from fastcore.foundation import L
 from .. import __version__
 from ..core.checks import InputError,SavedFileError,check_file
 from ..core.files import atomic_path
+from ..blocks.widths import set_widths
 
-# %% ../../nbs/training/00_checkpoint.ipynb #a5c58d6b
+# %% ../../nbs/training/00_checkpoint.ipynb #13f81f31
 FORMAT,FORMAT_VERSION = 'visionlab-checkpoint',1
 HEADER = ('format', 'format_version', 'version')
 PARTS = dict(system='', config={}, model={}, optimizer=None, schedule=None, scaler=None, rng=None, loader=None, epoch=0, best=None, stopper=None,
-             history=[], recorder=None, classes=None, normalisation=None, input_size=None, thresholds={})
+             history=[], recorder=None, classes=None, normalisation=None, input_size=None, thresholds={}, pruned=None)
 
 # %% ../../nbs/training/00_checkpoint.ipynb #e26429ba
 def plain(
@@ -50,7 +51,7 @@ def strip_prefixes(
         if res and all(k.startswith(prefix) for k in res): res = {k[len(prefix):]: v for k,v in res.items()}
     return res
 
-# %% ../../nbs/training/00_checkpoint.ipynb #cdb06b7a
+# %% ../../nbs/training/00_checkpoint.ipynb #e2ae4556
 def save_checkpoint(
     path,       # File to write, usually `latest.pth` or `best.pth`
     extra=None, # Further keys of the system's own, a dict; None: none
@@ -84,7 +85,7 @@ def _read(path):
         else: why = 'is no checkpoint'
         raise SavedFileError(f"'{path}' {why}") from None
 
-# %% ../../nbs/training/00_checkpoint.ipynb #d3657cb2
+# %% ../../nbs/training/00_checkpoint.ipynb #41577763
 REQUIRED_PARTS = ('system', 'config', 'model')
 
 def _whole(ck, path):
@@ -123,7 +124,7 @@ def to_device_tree(
     if isinstance(obj, dict): return {k: to_device_tree(v, device) for k,v in obj.items()}
     return type(obj)(to_device_tree(v, device) for v in obj) if isinstance(obj, (list, tuple)) else obj
 
-# %% ../../nbs/training/00_checkpoint.ipynb #5452e54a
+# %% ../../nbs/training/00_checkpoint.ipynb #822fa39a
 def update_checkpoint(
     path,    # Existing checkpoint
     **parts, # Parts to replace
@@ -132,7 +133,31 @@ def update_checkpoint(
     ck = load_checkpoint(path)
     save_checkpoint(path, **{**{k: ck[k] for k in PARTS}, **parts}, extra={k: v for k,v in ck.items() if k not in (*PARTS, *HEADER)})
 
-# %% ../../nbs/training/00_checkpoint.ipynb #a6e87747
+# %% ../../nbs/training/00_checkpoint.ipynb #c8a80c1e
+def take_widths(
+    model,           # Network as the settings build it; changed in place
+    checkpoint:dict, # What `load_checkpoint` gave
+):                   # The same network
+    "Bring a network to the widths of a pruned checkpoint; any other checkpoint changes nothing"
+    about = checkpoint.get('pruned')
+    if not about: return model
+    if not isinstance(about, dict) or not isinstance(about.get('widths'), dict): raise SavedFileError("the checkpoint is damaged: it says that it is pruned, and not which widths its layers have")
+    set_widths(model, about['widths'])
+    model.pruned = about
+    return model
+
+def restore_model(
+    build,           # Function that gives the network of the checkpoint's settings
+    checkpoint:dict, # What `load_checkpoint` gave; a `network` in it is taken as it is
+):                   # The network with the checkpoint's widths and weights
+    "The network that a checkpoint holds"
+    if checkpoint.get('network') is not None: return checkpoint['network']
+    model = take_widths(build(), checkpoint)
+    try: model.load_state_dict(strip_prefixes(checkpoint['model']))
+    except RuntimeError as e: raise SavedFileError(f"the checkpoint's weights do not fit the network that its settings describe: {(str(e).splitlines() + [''])[1].strip()[:120]} ...") from None
+    return model
+
+# %% ../../nbs/training/00_checkpoint.ipynb #37a0c2fb
 class LoadedWeights:
     "Which weights of a file went into a model, and which did not"
     def __init__(self,
@@ -150,7 +175,7 @@ class LoadedWeights:
         if self.unexpected: res.append(f'{len(self.unexpected)} in the file that the model does not have: ' + few(self.unexpected))
         return '; '.join(res)
 
-# %% ../../nbs/training/00_checkpoint.ipynb #ee2dd21f
+# %% ../../nbs/training/00_checkpoint.ipynb #cbfd73e3
 def load_weights(
     model, # Module that gets the weights, in place
     path,  # Checkpoint of visionlab or a `state_dict` saved by torch
@@ -159,6 +184,7 @@ def load_weights(
     "Take the weights of a file that fit `model` by name and shape, and report the others"
     path = check_file(path, name)
     found = _read(path)
+    if isinstance(found, dict): take_widths(bare_model(model), found)
     for key in ('model', 'state_dict', 'model_state_dict'):
         if isinstance(found, dict) and isinstance(found.get(key), dict): found = found[key]; break
     found = strip_prefixes({k: v for k,v in found.items() if isinstance(v, torch.Tensor)}) if isinstance(found, dict) else {}
@@ -178,7 +204,7 @@ def bare_model(
         model = model._orig_mod if hasattr(model, '_orig_mod') else model.module
     return model
 
-# %% ../../nbs/training/00_checkpoint.ipynb #f37e2b01
+# %% ../../nbs/training/00_checkpoint.ipynb #f9ff9d80
 def rng_state() -> dict: # 'python', 'numpy', 'torch', 'cuda'
     "Where the random generators of Python, NumPy and torch stand, in plain values"
     version,words,gauss = random.getstate()
@@ -197,7 +223,7 @@ def set_rng_state(
     torch.set_rng_state(state['torch'].cpu())
     for i,s in enumerate(state['cuda'][:torch.cuda.device_count() if torch.cuda.is_available() else 0]): torch.cuda.set_rng_state(s.cpu(), i)
 
-# %% ../../nbs/training/00_checkpoint.ipynb #9975dc6b
+# %% ../../nbs/training/00_checkpoint.ipynb #f33a4a1c
 def seed_everything(
     seed:int, # Start of all generators, 0 or above
 ):
