@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from ..core.checks import InputError
-from ..core.checks import SavedFileError
 from ..core.checks import check_device
 from ..core.checks import check_range
 from ..core.config import from_dict
@@ -43,6 +42,7 @@ from .learner import find_words
 from .learner import pan_model
 from .learner import pan_samples
 from ..training.checkpoint import load_checkpoint
+from ..training.checkpoint import restore_model
 
 # %% ../../nbs/pan/06_predict.ipynb #085b9d4d
 def pan_predictor(
@@ -55,9 +55,7 @@ def pan_predictor(
     config = from_dict(PANConfig, {**checkpoint['config'], 'pretrained': False, **settings}, 'checkpoint')
     if min_score is not None: check_range('min_score', min_score, 0, 1)
     cut = min_score if min_score is not None else checkpoint['thresholds'].get('min_score', config.min_score)
-    model, norm = pan_model(config), checkpoint['normalisation']
-    try: model.load_state_dict(checkpoint['model'])
-    except RuntimeError as e: raise SavedFileError(f"the checkpoint's weights do not fit the network that its settings describe: {str(e).splitlines()[1].strip()[:120]} ...") from None
+    model, norm = restore_model(lambda: pan_model(config), checkpoint), checkpoint['normalisation']
 
     def prepare(image):
         if config.img_channel == 1: image = np.asarray(Image.fromarray(image).convert('L'))[..., None]   # as `read_image` does it

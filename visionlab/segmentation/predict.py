@@ -19,7 +19,6 @@ import torch
 from fastcore.basics import patch
 
 from ..core.checks import InputError
-from ..core.checks import SavedFileError
 from ..core.checks import check_range
 from ..core.config import from_dict
 from ..core.files import read_image
@@ -45,6 +44,7 @@ from .learner import SegmentationTrainer
 from .learner import pixel_row
 from .model import segmentation_model
 from ..training.checkpoint import load_checkpoint
+from ..training.checkpoint import restore_model
 
 # %% ../../nbs/segmentation/05_predict.ipynb #4a9cea2e
 @dataclass(eq=False)
@@ -203,9 +203,7 @@ def segmentation_predictor(
 ) -> Predictor:        # Gives a `SegmentationResult` an image
     "The predictor of a segmentation checkpoint"
     config,norm = _predict_config(checkpoint, settings),checkpoint['normalisation']
-    model = segmentation_model(config)
-    try: model.load_state_dict(checkpoint['model'])
-    except RuntimeError as e: raise SavedFileError(f"the checkpoint's weights do not fit the network that its settings describe: {str(e).splitlines()[1].strip()[:120]} ...") from None
+    model = restore_model(lambda: segmentation_model(config), checkpoint)
     names = tuple(checkpoint['classes'] or ())
     if config.classes == 1: names = ('background', *names)
     if config.tile: return TiledPredictor(model, None, None, device, checkpoint, config=config, names=names, norm=norm)
