@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from visionlab.frcnn.anchors import AnchorGrid, anchor_recall, base_anchors, best_anchor_iou, feature_sizes, suggest_scales
 from visionlab.frcnn.loss import FasterRCNNLoss, FRCNNOutput, smooth_l1_loss
+from visionlab.frcnn.proposals import ProposalCreator, nms_sorted
 from visionlab.frcnn.targets import AnchorTargetCreator, ProposalTargetCreator, RandomSampler, first_sampler
 from visionlab.geometry.boxes import box_iou, encode_boxes
 
@@ -88,6 +89,89 @@ def test_suggested_scales_reach_more():
     assert after > before + .2
     assert suggest_scales([torch.tensor([[0, 0, float('inf'), 5], [3., 3, 3, 3]])]) == ()
     assert len(suggest_scales(boxes, n=5)) == 5
+
+
+# --- proposals --------------------------------------------------------------------------------------------------------
+
+P = golden('proposals')
+
+
+@pytest.mark.parametrize('key,kw', [
+    ('chen_train', dict(train=True)), ('chen_test', {}), ('chen_train_scale2', dict(train=True, scale=2.)), ('chen_train_small_limits', dict(train=True, n_pre_train=100, n_post_train=50, min_size=24)),
+    ('bub_train', dict(train=True, n_post_train=600)), ('bub_test', dict(n_pre_test=3000))])
+def test_proposals_golden(key, kw):
+    call = {k: kw[k] for k in ('train', 'scale') if k in kw}
+    create = ProposalCreator(**{k: v for k, v in kw.items() if k not in call})
+    chen = key.startswith('chen')
+    turn = swap if chen else lambda x: x
+    truth = turn(P[f'{key}_rois_' + ('yxyx' if chen else 'xyxy')])
+    rois, valid, scores = create(turn(P['loc'])[None], P['score'][None], turn(P['anchors_chen_yxyx']) if chen else P['anchors_bub'], P['img_hw'].tolist(), **call)
+    n = int(valid.sum())
+    assert n == len(truth) and valid[0, :n].all() and rois[0, n:].abs().sum() == 0
+    assert_close(rois[0, :n], truth, rtol=1e-5, atol=1e-4)
+
+
+def torchvision_rpn(n_pre, n_post):
+    from torchvision.models.detection.rpn import RegionProposalNetwork
+    rpn = RegionProposalNetwork(None, None, .7, .3, 256, .5, dict(training=n_pre, testing=n_pre), dict(training=n_post, testing=n_post), .7)
+    rpn.min_size = 16.
+    return rpn.eval()
+
+
+@pytest.mark.parametrize('levels', [((20, 30),), ((40, 60), (20, 30), (10, 15))])
+def test_proposals_beside_torchvision(levels):
+    "Same boxes in the same order, for one level and for a pyramid, two images"
+    n = len(levels)
+    grid = AnchorGrid(strides=tuple(8*2**i for i in range(n)), base_sizes=tuple(8*2**i for i in range(n)), scales=(4, 8))
+    anchors, counts, size = grid(levels), [h*w*grid.per_cell for h, w in levels], (320, 480)
+    g = torch.Generator().manual_seed(n)
+    locs, scores = torch.randn(2, len(anchors), 4, generator=g)*.2, torch.randn(2, len(anchors), generator=g)
+    rpn = torchvision_rpn(500, 100)
+    boxes = rpn.box_coder.decode(locs.view(-1, 4), [anchors, anchors]).view(2, -1, 4)
+    theirs, their_scores = rpn.filter_proposals(boxes, scores.view(-1, 1), [size]*2, counts)
+    rois, valid, order = ProposalCreator(n_pre_test=500, n_post_test=100, drop_small='after')(locs, scores, anchors, size, counts=counts)
+    for i in range(2):
+        assert_close(rois[i][valid[i]], theirs[i], rtol=0, atol=1e-3)
+        assert_close(order[i][valid[i]].sigmoid(), their_scores[i])
+
+
+def slow_nms(boxes, iou, n):
+    kept = []
+    for i in range(len(boxes)):
+        if len(kept) < n and all(box_iou(boxes[i:i+1], boxes[k:k+1]) <= iou for k in kept): kept.append(i)
+    return kept
+
+
+@pytest.mark.parametrize('iou,n,block', [(.5, 60, 16), (.3, 1000, 7), (.7, 30, 1024), (1., 50, 32)])
+def test_nms_beside_slow_version(iou, n, block):
+    g = torch.Generator().manual_seed(n)
+    corner = torch.rand(150, 2, generator=g)*60
+    boxes = torch.cat([corner, corner + torch.rand(150, 2, generator=g)*40 + 5], 1)
+    assert nms_sorted(boxes, iou, n, block).tolist() == slow_nms(boxes, iou, n)
+
+
+def test_the_way_of_the_gpu_keeps_the_same():
+    from visionlab.frcnn.proposals import _keep_apart, _keep_in_turn
+    g = torch.Generator().manual_seed(0)
+    corner = torch.rand(5, 400, 2, generator=g).mul(200).round()
+    boxes = torch.cat([corner, corner + torch.rand(5, 400, 2, generator=g).mul(60).round() + 5], -1)     # whole pixels survive being moved far away
+    there, group = torch.rand(5, 400, generator=g) < .8, torch.arange(400) % 3
+    slow = _keep_in_turn(boxes, there, group, .5, 400)
+    for most in (10**6, 900, 100): assert torch.equal(_keep_apart(boxes, there, group, .5, most), slow)
+    assert not _keep_apart(boxes, there & False, group, .5).any()
+
+
+def test_proposals_of_odd_networks():
+    anchors, size = AnchorGrid()((2, 2)), (32, 32)
+    nan, inf = float('nan'), float('inf')
+    for locs, scores in ((nan, 0.), (0., nan), (inf, 0.), (0., inf), (100., 0.), (-inf, -inf)):
+        for where in ('before', 'after'):
+            rois, valid, order = ProposalCreator(drop_small=where, min_size=1)(torch.full((2, 36, 4), locs), torch.full((2, 36), scores), anchors, size)
+            assert rois.isfinite().all() and not rois.isnan().any() and valid.shape == order.shape == rois.shape[:2]
+    rois, valid, _ = ProposalCreator()(torch.zeros(1, 9, 4), torch.zeros(1, 9), AnchorGrid()((1, 1)), (1, 1))
+    assert not valid.any()
+    half = ProposalCreator()(torch.zeros(2, 36, 4).bfloat16(), torch.rand(2, 36).bfloat16(), anchors, torch.tensor([[32, 32], [8, 8]]), scale=torch.tensor([1., 1.]))
+    assert half[1].any(1).tolist() == [True, False] and half[0].dtype == torch.float32
 
 
 # --- targets of anchors -----------------------------------------------------------------------------------------------

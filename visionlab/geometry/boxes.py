@@ -56,7 +56,7 @@ def box_iou(
     solid = lambda x: (x[..., 2] > x[..., 0]) & (x[..., 3] > x[..., 1])
     return torch.where(solid(a)[..., None] & solid(b)[..., None, :], iou, 0.).nan_to_num_(0)
 
-# %% ../../nbs/geometry/03_boxes.ipynb #f497e346
+# %% ../../nbs/geometry/03_boxes.ipynb #96ac2f05
 _eps = torch.finfo(torch.float32).eps
 max_log_scale = math.log(1000/16)    # A side grows 62-fold at most; torchvision and detectron do the same
 
@@ -65,9 +65,6 @@ def _centre_size(boxes):
     x1,y1,x2,y2 = boxes.unbind(-1)
     w,h = x2 - x1,y2 - y1
     return x1 + .5*w,y1 + .5*h,w,h
-
-def _std(std, like):
-    return None if std is None else torch.as_tensor(std, dtype=like.dtype, device=like.device)
 
 def encode_boxes(
     source,   # Boxes to start from, float (...,4), px
@@ -79,10 +76,10 @@ def encode_boxes(
     sx,sy,sw,sh = _centre_size(source)
     tx,ty,tw,th = _centre_size(target)
     sw,sh,tw,th = (s.clamp(min=_eps) for s in (sw, sh, tw, th))
-    loc = torch.stack([(tx - sx)/sw, (ty - sy)/sh, (tw/sw).log(), (th/sh).log()], -1)
-    return loc if std is None else loc/_std(std, loc)
+    loc = [(tx - sx)/sw, (ty - sy)/sh, (tw/sw).log(), (th/sh).log()]
+    return torch.stack(loc if std is None else [v/s for v,s in zip(loc, std, strict=True)], -1)
 
-# %% ../../nbs/geometry/03_boxes.ipynb #0a19d5e3
+# %% ../../nbs/geometry/03_boxes.ipynb #66aa7e80
 def decode_boxes(
     source,   # Boxes to start from, float (...,4), px
     loc,      # Offsets, float (...,4), or (...,4*C) for C answers a box
@@ -93,9 +90,8 @@ def decode_boxes(
     source = _as_boxes('source', source)
     if loc.shape[-1] % 4: raise InputError(f'"loc" needs the shape (...,4) or (...,4*C), got {tuple(loc.shape)}')
     shape,loc = loc.shape,loc.reshape(*loc.shape[:-1], loc.shape[-1]//4, 4)
-    if std is not None: loc = loc*_std(std, loc)
     x,y,w,h = (v[..., None] for v in _centre_size(source))
-    dx,dy,dw,dh = loc.unbind(-1)
+    dx,dy,dw,dh = loc.unbind(-1) if std is None else [v*s for v,s in zip(loc.unbind(-1), std, strict=True)]
     if max_log is not None: dw,dh = dw.clamp(max=max_log),dh.clamp(max=max_log)
     x,y,w,h = x + dx*w,y + dy*h,.5*w*dw.exp(),.5*h*dh.exp()
     boxes = torch.stack([x - w, y - h, x + w, y + h], -1)
