@@ -136,3 +136,10 @@ def test_pairs_of_labels():
     (lambda: label_scores('f2', 1, 1, 1), 'figure')])
 def test_what_cannot_be_scored(call, said):
     with pytest.raises(InputError, match=said): call()
+
+
+def test_many_labels_make_no_huge_picture():
+    t = np.random.default_rng(0).random((60, 700)) < np.linspace(.01, .5, 700)
+    ax = show_co_occurrence(t)
+    assert [l.get_text() for l in ax.get_xticklabels()] == [str(i) for i in np.sort(np.argsort(-t.sum(0), kind='stable')[:40])] and max(ax.figure.get_size_inches()) < 20
+    with pytest.raises(InputError, match='most'): show_co_occurrence(t, most=0)

@@ -2,6 +2,7 @@
 import csv
 import json
 import shutil
+import warnings
 from dataclasses import fields
 from pathlib import Path
 
@@ -405,16 +406,34 @@ def test_options_that_contradict_the_checkpoint(option, said, trained):
     with pytest.raises(InputError, match=said): load_predictor(trained.best, device='cpu', **option)
 
 
-def test_labels_in_other_scripts(tmp_path):
+def test_labels_in_other_scripts(tmp_path, monkeypatch):
     for i, f in enumerate(('синий+джинсы', '青', '_none', 'синий')):
         for k in range(4):
             p = tmp_path/'set'/f/f'{k}.png'
             p.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.full((20, 20, 3), 60*i + k, np.uint8)).save(p)
     c = MultilabelConfig(images_root=str(tmp_path/'set'), val_ratio=.25, input_size=32, pretrained=False, epochs=1, batch_size=4, num_workers=0, device='cpu', output_dir=str(tmp_path/'runs'), tensorboard=False)
-    t = MultilabelTrainer(c, progress='none').train()
+    from visionlab.core import fonts
+    monkeypatch.setattr(fonts, '_home', {'青': None, 'с': fonts._fonts()[0]})
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        t = MultilabelTrainer(c, progress='none').train()
+    assert not [w for w in said if 'Glyph' in str(w.message) or 'missing from font' in str(w.message)], 'pictures have no boxes'
     assert load_checkpoint(t.best)['classes'] == ['джинсы', 'синий', '青'] and 'синий' in (t.folder/'train.log').read_text(encoding='utf-8')
     assert set(load_predictor(t.best, device='cpu')(tmp_path/'set'/'青'/'0.png').confidences) == {'джинсы', 'синий', '青'}
+
+
+def test_cards_stay_small_with_many_labels():
+    "A network at its start gives hundreds of labels to an image: the picture names the surest"
+    from types import SimpleNamespace
+    from visionlab.metrics.multilabel import MultilabelScore
+    from visionlab.multilabel.learner import training_cards, validation_cards
+    names, rng = tuple(f'label {i}' for i in range(400)), np.random.default_rng(0)
+    x, y = rng.normal(0, 1, (2, 400)), rng.random((2, 400)) < .01
+    image = torch.zeros(2, 3, 32, 32)
+    learn = SimpleNamespace(evaluator=SimpleNamespace(score=MultilabelScore(x, y, names)), dls=SimpleNamespace(valid=SimpleNamespace(dataset=[(im,) for im in image]), vocab=names), config=MultilabelConfig(),
+                            xb=(image,), yb=(torch.from_numpy(y).float(),), pred=torch.from_numpy(x))
+    for card in (*validation_cards(learn, [0, 1]), *training_cards(learn).values()): assert card.shape[1] < 1000
 
 
 # Bad input

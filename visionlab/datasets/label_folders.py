@@ -7,7 +7,7 @@ __all__ = ['LABEL_COLUMNS', 'parse_label_folder', 'read_label_folders', 'split_n
            'read_label_parts', 'read_label_samples', 'label_vocabulary', 'label_matrix', 'split_label_samples',
            'save_label_split', 'fit_square', 'ClassifyTransform', 'LabelPart', 'LabelDataReport', 'check_label_data']
 
-# %% ../../nbs/datasets/09_label_folders.ipynb #3b46eee5
+# %% ../../nbs/datasets/09_label_folders.ipynb #539f27c8
 import ast
 import csv
 import hashlib
@@ -31,6 +31,8 @@ from ..core.files import image_size
 from ..core.files import list_images
 from ..core.files import read_json
 from ..core.files import read_text
+from ..core.fonts import readable
+from ..core.fonts import text_style
 from .checks import DataReport
 from .checks import decode_image
 from .checks import progress_bar
@@ -368,7 +370,7 @@ class ClassifyTransform:
         fit[:2,2] = (k - 1)/2                   # pixel centres, not corners, lie at whole numbers
         return warp_image(square, fit @ m @ np.linalg.inv(fit), (self.size, self.size), self.fill)
 
-# %% ../../nbs/datasets/09_label_folders.ipynb #79e27931
+# %% ../../nbs/datasets/09_label_folders.ipynb #feac504d
 @dataclass(eq=False)
 class LabelPart:
     "One part of a set of labelled images, in numbers"
@@ -399,7 +401,8 @@ def show(self:LabelDataReport,
     names, n = self.names, max(1, len(self.parts))
     if ax is None: ax = plt.subplots(figsize=(4.2, .8 + .22*len(names)), dpi=72, layout='constrained')[1]
     for k, p in enumerate(self.parts): ax.barh([i + .8*k/n for i in range(len(names))], [100*p.labels[v]/max(1, len(p.samples)) for v in names], .8/n, label=p.name)
-    ax.set_yticks([i + .4*(n - 1)/n for i in range(len(names))], names, fontsize=8)
+    shown = [readable(v) for v in names]
+    ax.set_yticks([i + .4*(n - 1)/n for i in range(len(names))], shown, fontsize=8, **text_style(*shown))
     ax.invert_yaxis(); ax.set(xlabel='% of the images'); ax.legend(fontsize=8)
     return ax
 

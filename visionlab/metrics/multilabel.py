@@ -7,13 +7,15 @@ __all__ = ['LABEL_FIGURES', 'LABEL_AVERAGES', 'confidences', 'cut_logits', 'give
            'label_counts', 'label_scores', 'mean_label_score', 'average_precision', 'mean_average_precision',
            'tune_thresholds', 'MultilabelScore', 'image_surprise', 'Calibration', 'co_occurrence', 'show_co_occurrence']
 
-# %% ../../nbs/metrics/02_multilabel.ipynb #caa08551
+# %% ../../nbs/metrics/02_multilabel.ipynb #0a5b831a
 from dataclasses import dataclass
 import numpy as np
 from fastcore.basics import patch
 from ..core.checks import InputError
 from ..core.checks import check_choice
 from ..core.checks import check_range
+from ..core.fonts import readable
+from ..core.fonts import text_style
 from ..core.tables import html_table
 from ..core.tables import text_table
 
@@ -280,7 +282,7 @@ def show(self:Calibration,
     ax.set(xlabel='confidence', ylabel='share that is true', xlim=(0, 1), ylim=(0, 1)); ax.legend(fontsize=7)
     return ax
 
-# %% ../../nbs/metrics/02_multilabel.ipynb #eef262bc
+# %% ../../nbs/metrics/02_multilabel.ipynb #12980d8b
 def co_occurrence(
     truth,         # 0 and 1, (N,C)
 ) -> np.ndarray:   # int64 (C,C): images with both labels; on the diagonal those with the label
@@ -292,16 +294,19 @@ def show_co_occurrence(
     truth,     # 0 and 1, (N,C)
     names=(),  # A name a label; empty for numbers
     ax=None,   # Matplotlib axes, None makes new ones
+    most:int=40, # Labels to show: of more, those on the most images
 ):             # The axes
     "Of the images with the label of a row, the share that has the label of the column"
     import matplotlib.pyplot as plt
     m = co_occurrence(truth)
-    k,n = len(m),np.diag(m)
-    names = tuple(names) or tuple(map(str, range(k)))
+    pick = np.sort(np.argsort(-np.diag(m), kind='stable')[:check_range('most', most, low=1, kind=int)])
+    names = [readable(names[i] if len(names) else i) for i in pick]
+    m,k,n = m[np.ix_(pick, pick)],len(pick),np.diag(m)[pick]
     share = m/np.where(n, n, 1)[:, None]
     if ax is None: ax = plt.subplots(figsize=(2 + .32*k, 1.6 + .32*k), dpi=72, layout='constrained')[1]
     ax.imshow(share, cmap='Blues', vmin=0, vmax=1)
-    ax.set_xticks(range(k), names, rotation=90, fontsize=8); ax.set_yticks(range(k), [f'{a} ({c})' for a,c in zip(names, n)], fontsize=8)
+    style = dict(fontsize=8, **text_style(*names))
+    ax.set_xticks(range(k), names, rotation=90, **style); ax.set_yticks(range(k), [f'{a} ({c})' for a,c in zip(names, n)], **style)
     if k <= 20:
         for i,j in np.argwhere(m > 0): ax.text(j, i, f'{100*share[i,j]:.0f}', ha='center', va='center', fontsize=7, color='white' if share[i,j] > .5 else 'black')
     ax.set(xlabel='% also with this label', ylabel='label (images)')

@@ -6,13 +6,15 @@
 __all__ = ['multilabel_samples', 'MultilabelItems', 'multilabel_dataloaders', 'label_title', 'show_multilabel_batch',
            'MultilabelDataset']
 
-# %% ../../nbs/multilabel/01_data.ipynb #20bcb073
+# %% ../../nbs/multilabel/01_data.ipynb #f5187759
 import numpy as np
 import torch
 from pathlib import Path
 
 from ..core.checks import InputError
 from ..core.files import read_image
+from ..core.fonts import readable
+from ..core.fonts import text_style
 from ..datasets.label_folders import ClassifyTransform
 from ..datasets.label_folders import label_matrix
 from ..datasets.label_folders import label_vocabulary
@@ -112,7 +114,7 @@ def multilabel_dataloaders(
     dls.vocab, dls.report = names, report
     return dls
 
-# %% ../../nbs/multilabel/01_data.ipynb #872c844d
+# %% ../../nbs/multilabel/01_data.ipynb #bc2727a5
 def label_title(
     names,        # Names of all labels
     row,          # 0 and 1, or bool (C,)
@@ -131,7 +133,7 @@ def show_multilabel_batch(
     import matplotlib.pyplot as plt
     x, y = (t[:max_n].detach().cpu().as_subclass(torch.Tensor) for t in batch[:2])
     _, axs = plt.subplots(1, len(x), figsize=(width*len(x), width + .3), dpi=72, squeeze=False, layout='constrained')
-    for ax, image, row in zip(axs[0], x, y): ax.imshow(denormalise(image)); ax.set_title(label_title(names, row), fontsize=8); ax.axis('off')
+    for ax, image, row in zip(axs[0], x, y): title = readable(label_title(names, row)); ax.imshow(denormalise(image)); ax.set_title(title, fontsize=8, **text_style(title)); ax.axis('off')
 
 # %% ../../nbs/multilabel/01_data.ipynb #9788c687
 class MultilabelDataset(torch.utils.data.Dataset):
