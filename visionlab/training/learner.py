@@ -109,7 +109,7 @@ def make_learner(
     if num_distrib() > 1 and not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         raise InputError(f'this version trains in one process, and was started as one of {num_distrib()} (WORLD_SIZE): start it without torchrun')
     s,device = partial(setting, config), check_device(setting(config, 'device'))
-    schedule = EpochSchedule(s('lr_scheduler'), s('step_size'), s('gamma'), s('power'))
+    schedule = EpochSchedule(s('lr_scheduler'), s('step_size'), s('gamma'), s('power'), s('plateau'))
     own = [RunState(s('metrics'), cooldown=s('check_best_cooldown')), LossParts(), NonFiniteStop(), NonFiniteValidationStop(), EarlyStopper(s('patience')), schedule]
     if s('amp'): own.append(Autocast(s('amp')))
     if s('accumulate') != 1: own.append(Accumulate(s('accumulate')))
@@ -200,7 +200,9 @@ class Trainer:
     @property
     def best(self): return self.folder/self.best_name
     @property
-    def rounds(self): return self.learn.make_plan(setting(self.config, 'epochs')).rounds     # evaluations of the whole run
+    def epochs(self): return setting(self.config, 'epochs')     # of the whole run; a system may count others
+    @property
+    def rounds(self): return self.learn.make_plan(self.epochs).rounds     # evaluations of the whole run
     @property
     def history(self): return self.learn.run_state.history
     def __repr__(self): return f"{type(self).__name__}('{self.folder}', {len(self.history) or self.start} of {self.rounds} {self.learn.unit}s)"
@@ -259,7 +261,7 @@ def train(self:Trainer):
     self.say(f"run folder '{self.folder}'" + (f', going on after {unit} {self.start}' if self.start else ''))
     flat = flat_curve(self.config)
     if flat and self.start < n: self.say(flat)
-    try: self.learn.fit(setting(self.config, 'epochs'), start_epoch=self.start)
+    try: self.learn.fit(self.epochs, start_epoch=self.start)
     except KeyboardInterrupt:
         self.stopped_by_hand = True
         done = self.learn.run_state.history
