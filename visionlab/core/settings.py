@@ -15,7 +15,7 @@ from .config import check_fields
 
 # %% ../../nbs/core/04_settings.ipynb #e7debe29
 OPTIMIZERS = ('Adam', 'AdamW', 'SGD')
-SCHEDULES = ('StepLR', 'PolynomialLR', 'OneCycleLR', 'none')
+SCHEDULES = ('StepLR', 'PolynomialLR', 'OneCycleLR', 'ReduceLROnPlateau', 'none')
 
 # %% ../../nbs/core/04_settings.ipynb #90029d14
 @dataclass(frozen=True)
@@ -36,9 +36,10 @@ class RunConfig:
     weight_decay:float = 0.       # Decay of the weights as the optimiser defines it, 0 or above
     amsgrad:bool|None = None      # Adam and AdamW: keep the largest second moment; None means True
     momentum:float|None = None    # SGD: momentum in [0, 1); None means 0.9
-    lr_scheduler:str = 'StepLR'   # StepLR (by epochs), PolynomialLR (by optimiser steps, down to 0), OneCycleLR (by optimiser steps, up to lr and down) or none (a constant rate)
+    lr_scheduler:str = 'StepLR'   # StepLR (by epochs), PolynomialLR (by optimiser steps, down to 0), OneCycleLR (by optimiser steps, up to lr and down), ReduceLROnPlateau (when the loss stands still) or none (a constant rate)
     step_size:int = 200           # StepLR: epochs between two drops, 1 or above
-    gamma:float = 0.1             # StepLR: factor of each drop, in (0, 1]
+    gamma:float = 0.1             # StepLR and ReduceLROnPlateau: factor of each drop, in (0, 1]
+    plateau:int = 10              # ReduceLROnPlateau: evaluations without a better loss that are borne before a drop, 0 or above
     power:float = 0.9             # PolynomialLR: exponent, above 0
     clip_grad:float = 0.          # Largest gradient norm, 0 for no clipping
     accumulate:int = 1            # Batches summed into one optimiser step, 1 or above
@@ -69,7 +70,7 @@ def _check_run(
         raise InputError(f"`name` is the name of a folder inside `output_dir`, got {c.name!r}: use letters, digits, '-' and '_'")
     for k, choices in dict(optimizer=OPTIMIZERS, lr_scheduler=SCHEDULES).items(): check_choice(k, getattr(c, k), choices)
     for k in 'epochs batch_size step_size accumulate display_interval'.split(): check_range(k, getattr(c, k), 1, kind=int)
-    for k in 'seed num_workers eval_step patience check_best_cooldown show_images_interval'.split(): check_range(k, getattr(c, k), 0, kind=int)
+    for k in 'seed num_workers eval_step patience plateau check_best_cooldown show_images_interval'.split(): check_range(k, getattr(c, k), 0, kind=int)
     for k in 'weight_decay clip_grad'.split(): check_range(k, getattr(c, k), 0)
     for k in 'lr power gamma adam_eps'.split():
         if not getattr(c, k) > 0: raise InputError(f"`{k}` must be above 0, got {getattr(c, k)}")

@@ -6,7 +6,7 @@
 __all__ = ['StepPlan', 'RoundLoader', 'short_message', 'ResumableLearner', 'is_training_run', 'TrainingCallback', 'loss_parts',
            'LossParts', 'RunState', 'load_run', 'second_name', 'CheckpointCallback', 'EarlyStopper',
            'NonFiniteLossError', 'name_files', 'non_finite_error', 'NonFiniteStop', 'NonFiniteValidationStop',
-           'amp_dtype', 'Autocast', 'Accumulate', 'one_cycle', 'EpochSchedule']
+           'amp_dtype', 'Autocast', 'Accumulate', 'one_cycle', 'plateau_drops', 'EpochSchedule']
 
 # %% ../../nbs/training/01_callbacks.ipynb #61d2f6d0
 import math,os,shutil,time
@@ -447,17 +447,30 @@ def one_cycle(
     share = (step - peak)/(last - peak)
     return wave(1, end, share),wave(.85, .95, share)
 
+def plateau_drops(
+    losses,       # Loss of each evaluation so far, None or NaN where there was none
+    patience:int, # Evaluations without a better loss that are borne before a drop
+) -> int:         # Drops that the next evaluation has behind it
+    "How often a learning rate has been lowered because the loss stood still"
+    best,waited,drops = math.inf,0,0
+    for v in losses:
+        better = v is not None and v < (best - 1e-4*abs(best) if math.isfinite(best) else best)
+        best,waited = (v, 0) if better else (best, waited + 1)
+        if waited > patience: waited,drops = 0,drops + 1
+    return drops
+
 class EpochSchedule(TrainingCallback):
-    "Learning rate as a function of the epoch or the step"
+    "Learning rate as a function of the epoch, the step or the history"
     order,run_valid = 60,False
     def __init__(self,
-        kind='StepLR',      # 'StepLR', 'PolynomialLR', 'OneCycleLR' or 'none'
+        kind='StepLR',      # 'StepLR', 'PolynomialLR', 'OneCycleLR', 'ReduceLROnPlateau' or 'none'
         step_size:int=200,  # StepLR: epochs between two drops
-        gamma:float=0.1,    # StepLR: factor of each drop
+        gamma:float=0.1,    # StepLR and ReduceLROnPlateau: factor of each drop
         power:float=0.9,    # PolynomialLR: exponent
+        plateau:int=10,     # ReduceLROnPlateau: evaluations without a better loss before a drop
     ):
-        check_range('step_size', step_size, low=1, kind=int); check_range('gamma', gamma, above=0); check_range('power', power, low=0)
-        self.settings = dict(kind=check_choice('lr_scheduler', kind, SCHEDULES), step_size=step_size, gamma=gamma, power=power)
+        check_range('step_size', step_size, low=1, kind=int); check_range('gamma', gamma, above=0); check_range('power', power, low=0); check_range('plateau', plateau, low=0, kind=int)
+        self.settings = dict(kind=check_choice('lr_scheduler', kind, SCHEDULES), step_size=step_size, gamma=gamma, power=power, plateau=plateau)
     def factor(self,
         epoch,     # Epoch, from 0
         step=0,    # Optimiser steps before this one
@@ -466,14 +479,20 @@ class EpochSchedule(TrainingCallback):
         s = self.settings
         if s['kind'] == 'PolynomialLR': return (1 - step/total)**s['power']
         if s['kind'] == 'OneCycleLR': return one_cycle(step, total)[0]
+        if s['kind'] == 'ReduceLROnPlateau': return s['gamma']**plateau_drops(self.losses(), s['plateau'])
         return s['gamma']**(epoch//s['step_size']) if s['kind'] == 'StepLR' else 1.
+    def losses(self):
+        "Loss of each evaluation of the run so far"
+        column = 'valid_loss' if len(self.dls.loaders) > 1 and len(self.dls.valid) else 'train_loss'
+        return [r.get(column) for r in self.run_state.history]
     def before_fit(self):
         if any(isinstance(cb, ParamScheduler) for cb in self.learn.cbs): self.run = False
+        elif self.settings['kind'] == 'ReduceLROnPlateau' and not hasattr(self.learn, 'run_state'): raise InputError('`ReduceLROnPlateau` needs `RunState` in the same learner')
         self.base = [h['lr'] for h in self.opt.hypers]
     def before_batch(self):
         plan,kind = self.learn.plan,self.settings['kind']
         epoch,batch = plan.place(self.epoch, self.iter)
-        if kind == 'none' or (kind == 'StepLR' and self.iter and batch): return
+        if kind == 'none' or (self.iter and (kind == 'ReduceLROnPlateau' or (kind == 'StepLR' and batch))): return
         step = epoch*plan.steps + batch//plan.accumulate
         self.opt.set_hyper('lr', [lr*self.factor(epoch, step, plan.total) for lr in self.base])
         if kind == 'OneCycleLR': self.opt.set_hyper('mom', one_cycle(step, plan.total)[1])
