@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['XML_LIMIT', 'BoxData', 'usable_boxes', 'get_classes', 'read_box_lines', 'VocAnnotation', 'read_voc_xml', 'voc_parts',
-           'read_voc', 'read_coco', 'read_box_samples', 'voc_annotation', 'write_coco_results', 'write_coco_truth',
-           'write_voc_results', 'BoxFit', 'letterbox_fit', 'short_side_fit', 'fit_image', 'BoxWarp', 'BoxTransform']
+           'read_voc', 'read_coco', 'find_voc_tree', 'read_box_samples', 'voc_annotation', 'write_coco_results',
+           'write_coco_truth', 'write_voc_results', 'BoxFit', 'letterbox_fit', 'short_side_fit', 'fit_image', 'BoxWarp',
+           'BoxTransform']
 
 # %% ../../nbs/datasets/11_boxes.ipynb #9ed18504
 import os
@@ -380,8 +381,10 @@ def read_coco(
     if not images: raise InputError(f"'{file}' lists no image that can be used" + (f': {report.brief(start)}' if len(report) > start else ''))
     return _finish_boxes(found, names, report, file, len(images), start)
 
-# %% ../../nbs/datasets/11_boxes.ipynb #d646fa1c
-def _voc_root(path):
+# %% ../../nbs/datasets/11_boxes.ipynb #f2042b63
+def find_voc_tree(
+    path:Path,  # Folder
+) -> Path:      # The folder, or the one in it that is a VOC tree
     "The VOC tree at a folder, or the only one in it"
     if _voc_folders(path): return path
     inside = [p for p in sorted(path.iterdir()) if p.is_dir() and find_subfolder(p, _VOC_XML[:1]) and _voc_folders(p)]
@@ -402,7 +405,7 @@ def read_box_samples(
     if not str(path): raise InputError('"path" is empty: name a VOC tree, a text file with a line an image, or a COCO file')
     path = Path(path).expanduser()
     if path.is_dir():
-        root = _voc_root(check_folder(path))
+        root = find_voc_tree(check_folder(path))
         have = voc_parts(root)
         return read_voc(root, part or next((p for p in ('train', 'trainval') if p in have), have[0] if have else ''), names, report)
     path = check_file(path, 'data set, a folder or a file')
@@ -412,7 +415,7 @@ def read_box_samples(
     if [p.name for p in path.parents[:2]] == ['Main', 'ImageSets']: return read_voc(path.parents[2], path.stem, names, report)
     return read_box_lines(path, names, report)
 
-# %% ../../nbs/datasets/11_boxes.ipynb #826160e2
+# %% ../../nbs/datasets/11_boxes.ipynb #27b45cf2
 def _box_line(sample):
     "One line of an image and its boxes that are not difficult"
     boxes = [','.join([*(f'{v:g}' for v in map(float, b)), str(int(l))]) for b,l,d in zip(sample.boxes, sample.labels, sample.ignore) if not d]
@@ -426,7 +429,7 @@ def voc_annotation(
     seed=0,           # Chooses which ones
 ) -> tuple:           # Files that were written, and the report
     "Write the text lines of a VOC tree"
-    root, out, texts = _voc_root(check_folder(root, 'VOC tree')), Path(out).expanduser(), {}
+    root, out, texts = find_voc_tree(check_folder(root, 'VOC tree')), Path(out).expanduser(), {}
     year, report = (m[1] if (m := re.search(r'(\d{4})$', root.resolve().name)) else '2007'), Report(f'Lines of {root}')
     parts = [p for p in voc_parts(root) if p != 'trainval' or voc_parts(root) == ['trainval']]
     if parts: sets = {p: read_voc(root, p, names, report) for p in parts}
