@@ -32,6 +32,20 @@ def test_folder_names(name, labels, kinds):
     assert got == tuple(sorted(labels)) and [k for k, _ in odd] == kinds
 
 
+def test_names_that_are_no_text(tmp_path):
+    "Folders and files from the days of Latin-1, on a system that only knows bytes"
+    import os
+    folder = os.fsencode(tmp_path)+b'/set/caf\xe9'
+    try: os.makedirs(folder)
+    except OSError: pytest.skip('this file system takes text only')
+    paint(tmp_path/'x.png'); paint(tmp_path/'set/b/x.png', 2)
+    shutil.copy(os.fsencode(tmp_path/'x.png'), folder+b'/\xe9.png'); open(folder+b'/\xff.png', 'w').close()
+    report = check_label_data(tmp_path/'set')
+    assert report.names == ('b', 'caf\\udce9') and report.counts == {'folder name in an unknown encoding': 1, 'unreadable image': 1}
+    report.save(tmp_path/'r.txt')
+    assert r'caf\udce9' in (tmp_path/'r.txt').read_text(encoding='utf-8')
+
+
 def test_another_word_for_no_label(tmp_path):
     for f in ('leer', 'a', '_none'): paint(tmp_path/f/f'{f}.png', len(f))
     assert {s.path.stem: s.labels for s in read_label_folders(tmp_path, none='leer')[0]} == {'leer': (), 'a': ('a',), '_none': ('_none',)}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EvaluateOptions', 'PredictOptions', 'CheckOptions', 'DemoOptions', 'help_text', 'main']
 
-# %% ../../nbs/cli/00_app.ipynb #61fbd684
+# %% ../../nbs/cli/00_app.ipynb #87369937
 import contextlib
 import csv
 import json
@@ -88,7 +88,7 @@ def _check_options(options):
     for name, limits in dict(batch_size=dict(low=1, kind=int), seed=dict(low=0, kind=int), min_score=dict(low=0, high=1), max_frames=dict(low=0, kind=int), patch_size=dict(low=1, kind=int), tile=dict(low=1, kind=int), classes=dict(low=1, kind=int)).items():
         if getattr(options, name, None) is not None: check_range(name, getattr(options, name), **limits)
 
-# %% ../../nbs/cli/00_app.ipynb #6e4069e3
+# %% ../../nbs/cli/00_app.ipynb #627eaf65
 def _train(words):
     name, words = _first(words, 'train', 'SYSTEM')
     system = find_system(name)
@@ -128,7 +128,7 @@ def _evaluate(words):
     print(score)
     if options.save: write_json(options.save, score.to_dict())
 
-# %% ../../nbs/cli/00_app.ipynb #fa2ee46f
+# %% ../../nbs/cli/00_app.ipynb #f1621e75
 def _settings_to_go_on(cls, system, words):
     "The settings in the checkpoint after --resume-checkpoint; None without one, and where --config names others"
     path = _typed(words, 'resume_checkpoint', cls)
@@ -145,7 +145,7 @@ def _typed(words, name, cls):
         if option.startswith('--') and option[2:].replace('-', '_') in names: value = behind if equals else '' if following.startswith('--') else following
     return value
 
-# %% ../../nbs/cli/00_app.ipynb #0a1c3422
+# %% ../../nbs/cli/00_app.ipynb #fe4945ec
 def _first(words, command, what):
     "The first word, which is no option, and the others"
     if words and words[0] and not words[0].startswith('-'): return words[0], words[1:]
@@ -157,7 +157,7 @@ def _first(words, command, what):
 
 _examples = dict(CHECKPOINT='output/pan/best.pth', PATH='my_data/train')
 
-# %% ../../nbs/cli/00_app.ipynb #674b2019
+# %% ../../nbs/cli/00_app.ipynb #c946858c
 def _check_target(name, path):
     "Raise `InputError` unless the file or folder `path` can be made; an empty one is not wanted"
     if not path: return
@@ -166,7 +166,7 @@ def _check_target(name, path):
     if not parent.is_dir(): raise InputError(f"`{name}`: '{path}' cannot be made, because '{parent}' is a file")
     if not os.access(parent, os.W_OK): raise InputError(f"`{name}`: '{path}' cannot be made, because '{parent}' may not be written")
 
-# %% ../../nbs/cli/00_app.ipynb #5becaf14
+# %% ../../nbs/cli/00_app.ipynb #4162f937
 def _predict(words):
     first, words = (words[0], words[1:]) if words and words[0] and not words[0].startswith('-') else ('', words)
     options = parse_args(PredictOptions, words, prog='visionlab predict CHECKPOINT', description='Find things in images, videos and streams with a trained checkpoint.')
@@ -193,19 +193,19 @@ def _one_checkpoint(first, model):
     if not first and not model: raise InputError(f'visionlab predict needs CHECKPOINT as its first word, or --model CHECKPOINT, for instance: visionlab predict {_examples["CHECKPOINT"]} --source scans')
     return first or model
 
-# %% ../../nbs/cli/00_app.ipynb #89838a00
+# %% ../../nbs/cli/00_app.ipynb #bf5409bf
 def _nothing(files, streams, report):
     "Why there is no answer at all"
     what = 'sources' if streams else 'files' if any(map(is_video, files)) else 'images'
     first = report.entries[0] if len(report) else 'it gave no picture'
     return f'none of the {len(files) + len(streams)} {what} can be read, the first: {first}' if len(files) + len(streams) > 1 else str(first)
 
-# %% ../../nbs/cli/00_app.ipynb #11425301
+# %% ../../nbs/cli/00_app.ipynb #aee6f138
 def _given(options):
     "Options for the system's predictor, without those left out"
     return {k: getattr(options, k) for k in ('min_score', 'patch_size', 'classes', 'encoder', 'tile') if getattr(options, k) is not None}
 
-# %% ../../nbs/cli/00_app.ipynb #657ff176
+# %% ../../nbs/cli/00_app.ipynb #b768b20c
 def _grouped(frames, batch_size):
     "Frames with their rate, as many together as may share a batch"
     import cv2
@@ -232,7 +232,7 @@ def _answer_all(predictor, frames, answers, options):
         return True
     return False
 
-# %% ../../nbs/cli/00_app.ipynb #da597489
+# %% ../../nbs/cli/00_app.ipynb #a2b274ea
 class _Answers:
     "Results of a run on their way to files and the screen"
     def __init__(self, out, options):
@@ -244,7 +244,7 @@ class _Answers:
         temporary = self.stack.enter_context(atomic_path(self.out/'predictions.jsonl'))
         with contextlib.ExitStack() as guard:
             guard.push(lambda *error: error[0] is not None and self.stack.__exit__(*error))
-            self.lines = self.stack.enter_context(open(temporary, 'w', encoding='utf-8'))
+            self.lines = self.stack.enter_context(open(temporary, 'w', encoding='utf-8', errors='backslashreplace'))      # a file name may hold bytes that are no text
         self.window = self.stack.enter_context(ImageWindow()) if self.options.view_img else None
         return self
 
@@ -258,14 +258,14 @@ class _Answers:
         moving = frame.capture is not None
         name = self._name(frame, moving)
         row = dict(image=str(frame.path), name=name, **(dict(frame=frame.number) if moving else {}), **result.to_dict())
-        self.lines.write(json.dumps(row) + '\n')
+        self.lines.write(json.dumps(row, ensure_ascii=False) + '\n')
         self.count, self.stills = self.count + 1, self.stills + (not moving)
         if moving: self.progress.step(frame)
         if hasattr(result, 'to_row'): self._row({k: row[k] for k in ('image', 'frame') if k in row}, result)
         if self.options.text: _write_lines(self.out/(f'res_{name}_{frame.number:06d}.txt' if moving else f'res_{name}.txt'), result)
         return self._show(frame, result, seconds, rate, name, moving)
 
-# %% ../../nbs/cli/00_app.ipynb #1fbe588a
+# %% ../../nbs/cli/00_app.ipynb #548ab348
 @patch
 def _name(self:_Answers, frame, moving):
     "The name that belongs to a file or stream"
@@ -295,7 +295,7 @@ def _show(self:_Answers, frame, result, seconds, rate, name, moving):
 def _row(self:_Answers, where, result):
     "A line of predictions.csv, and one on the screen for each image, of a result that is a row of a table"
     if self.table is None:
-        file = self.stack.enter_context(open(self.stack.enter_context(atomic_path(self.out/'predictions.csv')), 'w', newline='', encoding='utf-8'))
+        file = self.stack.enter_context(open(self.stack.enter_context(atomic_path(self.out/'predictions.csv')), 'w', newline='', encoding='utf-8', errors='backslashreplace'))
         self.table = csv.DictWriter(file, ['image', 'frame', *result.to_row()], restval='')
         self.table.writeheader()
     self.table.writerow({**where, **result.to_row()})
@@ -310,7 +310,7 @@ def _film(self:_Answers, name, rate, stream):
         self.films[name] = stream, VideoFile(self.out/f'{name}.mp4', rate if 0 < rate <= 1000 else 25).__enter__()
     return self.films[name][1]
 
-# %% ../../nbs/cli/00_app.ipynb #87fe0b15
+# %% ../../nbs/cli/00_app.ipynb #0c299ab0
 def _write_lines(path, result):
     "The text file of one answer"
     with atomic_path(path) as temporary: Path(temporary).write_text(''.join(f'{line}\n' for line in result.to_lines()), encoding='utf-8')
@@ -323,7 +323,7 @@ def _fresh(stem, names):
     names.add(same(name))
     return name
 
-# %% ../../nbs/cli/00_app.ipynb #7a60c227
+# %% ../../nbs/cli/00_app.ipynb #73f3f6e6
 def _results_folder(options, paths):
     "The folder for results, made if need be, where no source can be overwritten"
     out = Path(options.output_dir).expanduser()
@@ -333,7 +333,7 @@ def _results_folder(options, paths):
     out.mkdir(parents=True, exist_ok=True)
     return out
 
-# %% ../../nbs/cli/00_app.ipynb #84cdeb83
+# %% ../../nbs/cli/00_app.ipynb #2f274455
 class _Progress:
     "How far a film or stream has come"
     def __init__(self, interval=30.): self.interval, self.path, self.bar, self.start, self.told, self.n = interval, None, None, 0, 0, 0
@@ -365,7 +365,7 @@ def summary(self:_Answers, files, streams):
     if films or streams: parts.append(f'{frames} frame{"s"*(frames != 1)} of ' + ' and '.join(f'{len(x)} {what}{"s"*(len(x) != 1)}' for x, what in ((films, 'video'), (streams, 'stream')) if x))
     return ' and '.join(parts)
 
-# %% ../../nbs/cli/00_app.ipynb #e18a7576
+# %% ../../nbs/cli/00_app.ipynb #e920db24
 _commands = dict(
     train=(_train, 'SYSTEM [options]', 'train on your own data'), check=(_check, 'SYSTEM PATH', 'report what is in a data set and what is wrong with it'),
     demo=(_demo, 'SYSTEM', 'train, evaluate and show on embedded data, in minutes'), evaluate=(_evaluate, 'CHECKPOINT [options]', 'score a checkpoint'),
@@ -379,7 +379,7 @@ def help_text() -> str: # What `visionlab --help` prints
     return '\n'.join([f'visionlab {__version__}: vision systems to read, train and use', '', *rows, '', 'SYSTEM is one of', *systems, '',
                       '`visionlab COMMAND ... --help` lists the options with units and defaults.'])
 
-# %% ../../nbs/cli/00_app.ipynb #ae1a92ac
+# %% ../../nbs/cli/00_app.ipynb #37812530
 def _one_line(error):
     "What went wrong, and with which file, in one line"
     text = str(error)
@@ -387,7 +387,7 @@ def _one_line(error):
         text = f"cannot use '{error.filename}': {error.strerror}" if error.filename is not None else error.strerror
     return ' '.join(text.split())
 
-# %% ../../nbs/cli/00_app.ipynb #551dd71c
+# %% ../../nbs/cli/00_app.ipynb #301843c3
 def _out_of_means(error):
     "A line about memory that is not there, or about what OpenCV refused; '' for any other error"
     kinds, text = {f'{c.__module__}.{c.__name__}' for c in type(error).__mro__}, ' '.join(str(error).split())
@@ -397,7 +397,7 @@ def _out_of_means(error):
         return f'{where} is not enough for this: a smaller --batch-size, smaller images or --device cpu need less ({text[:160] or type(error).__name__})'
     return f'OpenCV refused: {text.rpartition("error: ")[2][:240]}' if 'cv2.error' in kinds else ''
 
-# %% ../../nbs/cli/00_app.ipynb #fd8e61bc
+# %% ../../nbs/cli/00_app.ipynb #d3944447
 @contextlib.contextmanager
 def _plain_warnings():
     "Show warnings of this package as one line each, and none of other packages"
@@ -408,7 +408,17 @@ def _plain_warnings():
         if not sys.warnoptions: warnings.showwarning = show
         yield
 
-# %% ../../nbs/cli/00_app.ipynb #fc4d39fb
+# %% ../../nbs/cli/00_app.ipynb #b32d5ad8
+@contextlib.contextmanager
+def _any_letters():
+    "Print what the terminal has no letter for as a code point"
+    changed = [(s, s.errors) for s in (sys.stdout, sys.stderr) if hasattr(s, 'reconfigure') and s.errors == 'strict']
+    for s, _ in changed: s.reconfigure(errors='backslashreplace')
+    try: yield
+    finally:
+        for s, errors in changed: s.reconfigure(errors=errors)
+
+# %% ../../nbs/cli/00_app.ipynb #c5d68d33
 def _answer(words):
     "Do what the words say"
     if not words or words[0] in ('-h', '--help', 'help'): print(help_text())
@@ -419,14 +429,14 @@ def _answer(words):
         except SystemExit as e:     # `--help` has printed all there is to say
             if e.code: raise
 
-# %% ../../nbs/cli/00_app.ipynb #e619c4dc
+# %% ../../nbs/cli/00_app.ipynb #7ae31b5f
 def main(
     argv=None, # Words behind `visionlab`, None: those of this process
 ) -> int:      # Exit code: 0, or 2 for a mistake that one line explains
     "The command `visionlab`"
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        with _plain_warnings(): _answer(words)
+        with _plain_warnings(), _any_letters(): _answer(words)
         sys.stdout.flush()
         return 0
     except BrokenPipeError:     # the reader of a pipe, such as `head`, has seen enough

@@ -46,8 +46,10 @@ from .samples import error_reason
 from .transforms import warp_image
 from .transforms import warp_matrix
 
-# %% ../../nbs/datasets/09_label_folders.ipynb #318b8641
-def _one_name(text): return ' '.join(unicodedata.normalize('NFC', str(text)).split())
+# %% ../../nbs/datasets/09_label_folders.ipynb #dcd9cf6f
+def _one_name(text):
+    "A label without needless blanks and in one form; bytes of a name that are no text as codes, since text is what a label has to be"
+    return ' '.join(unicodedata.normalize('NFC', str(text).encode('utf-8', 'backslashreplace').decode()).split())
 
 def parse_label_folder(
     name:str,            # Name of a folder, such as 'blue+jeans'
@@ -58,6 +60,7 @@ def parse_label_folder(
     named = [p for p in parts if p and p != none]
     odd = []
     if '' in parts: odd.append(('empty name part', f'{parts.count("")} of the {len(parts)} parts of {name!r} are empty'))
+    if any('\ud800' <= c <= '\udfff' for c in name): odd.append(('folder name in an unknown encoding', f'its bytes are no UTF-8, so the labels are {", ".join(sorted(set(named)))}'))
     if len(set(named)) < len(named): odd.append(('label named twice', f'{", ".join(n for n, k in Counter(named).items() if k > 1)} in {name!r}, counted once'))
     if none in parts and named: odd.append(('no label beside a label', f'{none!r} in {name!r} is left out'))
     return tuple(sorted(set(named))), odd

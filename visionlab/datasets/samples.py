@@ -160,13 +160,13 @@ def brief(self:Report,
 @patch
 def __repr__(self:Report): return self.summary()
 
-# %% ../../nbs/datasets/00_samples.ipynb #87cc5fbd
+# %% ../../nbs/datasets/00_samples.ipynb #d89c6510
 @patch
 def save(self:Report,
     path,     # Text file to write
 ) -> Path:    # The same path
     "Write every entry to a text file"
-    with atomic_path(path) as tmp: Path(tmp).write_text(self.summary(first=len(self) or 1) + '\n', encoding='utf-8')
+    with atomic_path(path) as tmp: Path(tmp).write_text(self.summary(first=len(self) or 1) + '\n', encoding='utf-8', errors='backslashreplace')
     return Path(path)
 
 # %% ../../nbs/datasets/00_samples.ipynb #c0c9dcb1
