@@ -392,6 +392,30 @@ def test_results(trained, toy, tmp_path):
     assert [json.loads(l)['labels'] for l in open(tmp_path/'l.jsonl')] == [r.labels for r in results]
 
 
+def test_labels_called_like_columns(tmp_path):
+    "A label called `image` takes no place from the file's name, and one called `labels` no place from the answer"
+    r = LabelResult(('image', 'labels', 'frame', 'image (label)'), np.array([1., -1, 2, 3]), .5)
+    rows = list(csv.DictReader(open(save_labels(tmp_path/'l.csv', ['a.jpg'], [r]))))
+    assert rows == [{'image': 'a.jpg', 'labels': 'frame+image+image (label)', 'image (label) (label)': '0.7311', 'labels (label)': '0.2689', 'frame (label)': '0.8808', 'image (label)': '0.9526'}]
+    assert not {'image', 'frame'} & set(r.to_row())
+
+
+def test_the_nearest_label_is_the_one_nearest_to_its_cut():
+    assert 'red 0.12' in repr(LabelResult(('blue', 'red'), np.array([1., -2.]), (.9, .15)))
+
+
+def test_names_of_files_and_labels_that_cannot_be_printed(trained, toy, tmp_path, capsys):
+    image, odd = next((toy/'test').rglob('*.jpg')), tmp_path/'in'/'bad\udcff 図.jpg'
+    odd.parent.mkdir()
+    try: shutil.copy(image, odd)
+    except OSError: pytest.skip('this file system takes text only')
+    assert main(['predict', str(trained.best), '--source', str(odd.parent), '--output-dir', str(tmp_path/'out'), '--device', 'cpu']) == 0
+    assert '図' in capsys.readouterr().out and r'bad\udcff 図' in (tmp_path/'out/predictions.csv').read_text(encoding='utf-8')
+    line = (tmp_path/'out/predictions.jsonl').read_text(encoding='utf-8')
+    assert '図' in line and json.loads(line)['image'] == str(odd), 'letters stay letters, and the name of the file can be had back'
+    assert save_labels(tmp_path/'l.txt', [odd], [LabelResult(('a',), np.zeros(1), .5)]).exists()
+
+
 def test_evaluation_is_that_of_training_at_half(trained, toy):
     found = evaluate_multilabel(trained.best, toy/'test', device='cpu', batch_size=3, min_score=.5)
     assert found.score.exact_match == pytest.approx(max(r['exact_match'] for r in trained.history), abs=1e-9)

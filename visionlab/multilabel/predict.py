@@ -6,7 +6,7 @@
 __all__ = ['MULTILABEL_DEMO', 'LabelResult', 'labels_table', 'save_labels', 'multilabel_predictor', 'MultilabelEvaluation',
            'evaluate_multilabel', 'multilabel_demo', 'demo_cards']
 
-# %% ../../nbs/multilabel/05_predict.ipynb #aa92ada2
+# %% ../../nbs/multilabel/05_predict.ipynb #1f52ef8f
 import csv
 import json
 import time
@@ -37,6 +37,7 @@ from ..inference.predictor import stream_results
 from ..metrics.multilabel import Calibration
 from ..metrics.multilabel import MultilabelScore
 from ..metrics.multilabel import confidences
+from ..metrics.multilabel import cut_logits
 from ..metrics.multilabel import given_labels
 from .config import MultilabelConfig
 from .data import multilabel_samples
@@ -44,9 +45,8 @@ from .learner import MultilabelTrainer
 from .learner import label_card
 from .model import multilabel_model
 from ..training.checkpoint import load_checkpoint
-from ..training.checkpoint import restore_model
 
-# %% ../../nbs/multilabel/05_predict.ipynb #b9e03207
+# %% ../../nbs/multilabel/05_predict.ipynb #0d734898
 @dataclass(eq=False)
 class LabelResult:
     "Confidences of all labels of an image, and which of them are given"
@@ -70,18 +70,30 @@ class LabelResult:
         return [n for n in self.confidences if given[n]]
     def __len__(self): return len(self.labels)
     def __repr__(self):
-        p = self.confidences
-        return ', '.join(f'{n} {p[n]:.2f}' for n in self.labels) or 'no label (the nearest: {} {:.2f})'.format(*next(iter(p.items())))
+        p,near = self.confidences,int(np.argmax(self.logits - cut_logits(self.thresholds)))
+        return ', '.join(f'{n} {p[n]:.2f}' for n in self.labels) or f'no label (the nearest to its cut: {self.names[near]} {p[self.names[near]]:.2f})'
 
     def to_dict(self): return dict(labels=self.labels, confidences=self.confidences)
     def to_lines(self): return [f'{n}\t{self.confidences[n]:.4f}' for n in self.labels]
-    def to_row(self): return dict(labels='+'.join(sorted(self.labels)), **{n: f'{p:.4f}' for n,p in zip(self.names, self.probabilities)})
+    def to_row(self): return dict(labels='+'.join(sorted(self.labels)), **{c: f'{p:.4f}' for c,p in zip(_label_columns(self.names), self.probabilities)})
     def picture(self, image):
         "The image with its labels below, at most six; of one size for all frames of a film"
         p = self.confidences
         return label_card(image, [(f'{n} {p[n]:.2f}', (150, 240, 170)) for n in self.labels[:6]] or ['no label'], rows=min(6, len(self.names)), room=[f'{n} 0.00' for n in self.names])
 
-# %% ../../nbs/multilabel/05_predict.ipynb #bbc3235b
+# %% ../../nbs/multilabel/05_predict.ipynb #df5f93dd
+def _label_columns(names):
+    "Names of columns for labels: other than those of the columns beside them, and no two alike"
+    taken,out = {'image', 'frame', 'labels', *names},[]
+    for n in names:
+        if n in ('image', 'frame', 'labels'):
+            n += ' (label)'
+            while n in taken: n += ' (label)'
+            taken.add(n)
+        out.append(n)
+    return out
+
+# %% ../../nbs/multilabel/05_predict.ipynb #3cce4030
 def labels_table(
     files,    # Paths, or any names
     results,  # A `LabelResult` for each
@@ -98,16 +110,16 @@ def save_labels(
     path,files,results = Path(path),[str(f) for f in files],list(results)
     if path.suffix.lower() not in ('.csv', '.jsonl', '.txt'): raise InputError(f"\"path\": '{path}' needs one of the suffixes .csv, .jsonl, .txt")
     if len(files) != len(results): raise InputError(f'"files" and "results" need the same length, got {len(files)} and {len(results)}')
-    with atomic_path(path) as temp, open(temp, 'w', newline='' if path.suffix.lower() == '.csv' else None, encoding='utf-8') as out:
+    with atomic_path(path) as temp, open(temp, 'w', newline='' if path.suffix.lower() == '.csv' else None, encoding='utf-8', errors='backslashreplace') as out:
         if path.suffix.lower() == '.txt': out.write(labels_table(files, results) + '\n')
         elif path.suffix.lower() == '.jsonl': out.writelines(json.dumps(dict(image=f, **r.to_dict()), ensure_ascii=False) + '\n' for f,r in zip(files, results))
         else:
             w = csv.writer(out)
-            w.writerow(['image', 'labels', *(results[0].names if results else ())])
+            w.writerow(['image', 'labels', *(_label_columns(results[0].names) if results else ())])
             w.writerows([f, *r.to_row().values()] for f,r in zip(files, results))
     return path
 
-# %% ../../nbs/multilabel/05_predict.ipynb #e236169a
+# %% ../../nbs/multilabel/05_predict.ipynb #4acf94d4
 _SAME = dict(model='model', encoder='model', patch_size='input_size', conf_thres='min_score', threshold='min_score')
 
 def _predict_settings(checkpoint, settings):
@@ -133,10 +145,12 @@ def multilabel_predictor(
     config, names, cuts = _predict_settings(checkpoint, settings)
     norm = checkpoint['normalisation']
     if not names: raise SavedFileError('the checkpoint does not say what its labels are called')
-    model = restore_model(lambda: multilabel_model(config, len(names)), checkpoint)
+    model = multilabel_model(config, len(names))
+    try: model.load_state_dict(checkpoint['model'])
+    except RuntimeError as e: raise SavedFileError(f"the checkpoint's weights do not fit the network that its settings describe: {str(e).splitlines()[1].strip()[:120]} ...") from None
     return Predictor(model, lambda image: (normalise(fit_square(image, config.input_size), norm['mean'], norm['std']), None), lambda logits, _: LabelResult(names, logits.numpy(), cuts), device, checkpoint)
 
-# %% ../../nbs/multilabel/05_predict.ipynb #a0c1ee27
+# %% ../../nbs/multilabel/05_predict.ipynb #c4a083b2
 @dataclass
 class MultilabelEvaluation:
     "What an evaluation found out"
@@ -159,7 +173,7 @@ class MultilabelEvaluation:
         "Images that the answers fit worst"
         return [(self.samples[i], *rest) for i, *rest in self.score.confused(n)]
 
-# %% ../../nbs/multilabel/05_predict.ipynb #c5653f9f
+# %% ../../nbs/multilabel/05_predict.ipynb #6faf38c4
 def _labelled_samples(config, names, data, report):
     "Samples of the named sets, or the test images of the run, or its validation images"
     if isinstance(data, (str, Path)): data = (data,)
@@ -194,7 +208,7 @@ def evaluate_multilabel(
     if not used: raise InputError(f'none of the {n} images can be used, the first: {report.entries[0]}')
     return MultilabelEvaluation(MultilabelScore(np.stack(logits), label_matrix(used, names), names, cuts), used, report, time.perf_counter() - start)
 
-# %% ../../nbs/multilabel/05_predict.ipynb #1ffd8750
+# %% ../../nbs/multilabel/05_predict.ipynb #1ab6afda
 MULTILABEL_DEMO = dict(name='multilabel-demo', val_ratio=.1, input_size=64, model='resnet18', pretrained=False, epochs=8, batch_size=32, lr=3e-3, weight_decay=.01, rotate=5., flip=0., lr_scheduler='OneCycleLR',
                        num_workers=0, show_images_interval=0, patience=0, metrics='mAP')
 
