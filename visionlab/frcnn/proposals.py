@@ -42,7 +42,7 @@ def nms_sorted(
         kept = torch.cat([kept, start + at[nms(new[at], fall, iou).sort()[0]]])
     return kept[:n]
 
-# %% ../../nbs/frcnn/03_proposals.ipynb #5a365bc6
+# %% ../../nbs/frcnn/03_proposals.ipynb #69327580
 def _keep_apart(boxes, there, group, iou, most=65536):
     "Which boxes (B,K) stay, for the GPU: one NMS for all images and groups (K,) together"
     from torchvision.ops import nms
@@ -59,7 +59,7 @@ def _keep_in_turn(boxes, there, group, iou, n):
     "Which boxes (B,K) stay, for the CPU: image by image, group by group, at most `n` each"
     keep = torch.zeros_like(there)
     for i in range(len(boxes)):
-        for k in group.unique().tolist():
+        for k in range(int(group[-1]) + 1):                             # groups rise from 0
             at = (there[i] & (group == k)).nonzero()[:, 0]
             keep[i, at[nms_sorted(boxes[i, at], iou, n)]] = True
     return keep

@@ -14,13 +14,14 @@ from ..core.checks import check_choice,check_range,check_shape
 from ..geometry.boxes import iou_columns
 from ..geometry.boxes import encode_boxes
 
-# %% ../../nbs/frcnn/04_targets.ipynb #f7344706
+# %% ../../nbs/frcnn/04_targets.ipynb #43ebea99
 def real_boxes(
     boxes,  # Boxes of the truth, float (B,M,4), px
     labels, # Classes, long (B,M), -1 where there is no box
 ) -> tuple: # Boxes (B,M,4) with zeros where there is none; bool (B,M): is there a box?
     "The boxes of the truth that can be learned from"
-    there = (labels >= 0) & (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1]) & boxes.isfinite().all(-1)
+    side = boxes[..., 2:] - boxes[..., :2]                  # a nan is not above 0, and an infinite edge makes an infinite side
+    there = (labels >= 0) & ((side > 0) & (side < float('inf'))).all(-1)
     return torch.where(there[..., None], boxes, 0.),there
 
 def _batched(boxes, labels, *more):
@@ -135,7 +136,7 @@ class AnchorTargetCreator:
 
     def __repr__(self): return f'AnchorTargetCreator({self.n_sample} of all anchors, positive from IoU {self.pos_iou}, background below {self.neg_iou})'
 
-# %% ../../nbs/frcnn/04_targets.ipynb #2b4b840e
+# %% ../../nbs/frcnn/04_targets.ipynb #272a2edb
 @patch
 def candidates(self:AnchorTargetCreator,
     anchors,    # Anchors, float (A,4), px
@@ -143,14 +144,15 @@ def candidates(self:AnchorTargetCreator,
 ) -> tuple:     # Their places, long (K,), and their columns x1, y1, x2, y2, float (4,K)
     "The anchors that take part, kept for the last few grids and sizes"
     size = tuple(float(v) for v in image_size) if self.inside_only and image_size is not None else None
+    now = 0 if anchors.is_inference() else anchors._version                # changed in place since?
     for a,version,s,found in self._kept:
-        if a is anchors and version == anchors._version and s == size: return found
+        if a is anchors and version == now and s == size: return found
     check_shape('anchors', anchors, 'A,4')
     inside = torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
     if size: inside = (anchors[:, 0] >= 0) & (anchors[:, 1] >= 0) & (anchors[:, 2] <= size[1]) & (anchors[:, 3] <= size[0])
     at = inside.nonzero()[:, 0]
     found = at,anchors[at].t().float().contiguous()
-    self._kept = [(anchors, anchors._version, size, found), *self._kept[:31]]
+    self._kept = [(anchors, now, size, found), *self._kept[:31]]
     return found
 
 @patch
@@ -209,7 +211,7 @@ class ProposalTargetCreator:
 
     def __repr__(self): return f'ProposalTargetCreator({self.n_sample} proposals, at most {int(round(self.n_sample*self.pos_ratio))} positive)'
 
-# %% ../../nbs/frcnn/04_targets.ipynb #698f7d73
+# %% ../../nbs/frcnn/04_targets.ipynb #dc4168b5
 @patch
 def chosen(self:ProposalTargetCreator,
     rois,   # Proposals and boxes of the truth, float (B,R,4)
@@ -235,7 +237,7 @@ def _in_a_row(pos, is_pos, neg, is_neg, n):
     "Positive winners, then negative ones, in `n` places: who (B,n), and 1, 0 or -1 for positive, negative, empty"
     j = torch.arange(n, device=pos.device)[None]
     n_pos = is_pos.sum(1, keepdim=True)
-    fill = lambda x,v: torch.nn.functional.pad(x, (0, max(0, n - x.shape[1])), value=v)
+    fill = lambda x,v: torch.nn.functional.pad(x, (0, n - x.shape[1]), value=v) if x.shape[1] < n else x
     after = (j - n_pos).clamp(min=0)
     first = j < n_pos
     at = torch.where(first, fill(pos, 0), fill(neg, 0).gather(1, after))

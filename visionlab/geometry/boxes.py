@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['max_log_scale', 'box_area', 'iou_columns', 'box_iou', 'encode_boxes', 'decode_boxes', 'clip_boxes', 'flip_boxes']
 
-# %% ../../nbs/geometry/03_boxes.ipynb #a47be569
+# %% ../../nbs/geometry/03_boxes.ipynb #1fbb0d17
 import math
+from functools import lru_cache
 
 import torch
 
@@ -56,15 +57,21 @@ def box_iou(
     solid = lambda x: (x[..., 2] > x[..., 0]) & (x[..., 3] > x[..., 1])
     return torch.where(solid(a)[..., None] & solid(b)[..., None, :], iou, 0.).nan_to_num_(0)
 
-# %% ../../nbs/geometry/03_boxes.ipynb #96ac2f05
+# %% ../../nbs/geometry/03_boxes.ipynb #01b08835
 _eps = torch.finfo(torch.float32).eps
 max_log_scale = math.log(1000/16)    # A side grows 62-fold at most; torchvision and detectron do the same
 
 def _centre_size(boxes):
-    "Centres and sides, each (...)"
-    x1,y1,x2,y2 = boxes.unbind(-1)
-    w,h = x2 - x1,y2 - y1
-    return x1 + .5*w,y1 + .5*h,w,h
+    "Centres and sides, each (...,2)"
+    size = boxes[..., 2:] - boxes[..., :2]
+    return boxes[..., :2] + .5*size,size
+
+@lru_cache(64)
+def _std(std, dtype, device): return torch.tensor(std, dtype=dtype, device=device)     # made once: to send four numbers to a GPU means to wait for it
+
+def _std_like(std, x):
+    if torch.is_tensor(std): return std.to(x)
+    with torch.inference_mode(False): return _std(tuple(float(s) for s in std), x.dtype, x.device)
 
 def encode_boxes(
     source,   # Boxes to start from, float (...,4), px
@@ -73,13 +80,13 @@ def encode_boxes(
 ):            # Offsets dx, dy, dw, dh, float (...,4)
     "How a source box must change to become its target"
     source,target = _as_boxes('source', source),_as_boxes('target', target)
-    sx,sy,sw,sh = _centre_size(source)
-    tx,ty,tw,th = _centre_size(target)
-    sw,sh,tw,th = (s.clamp(min=_eps) for s in (sw, sh, tw, th))
-    loc = [(tx - sx)/sw, (ty - sy)/sh, (tw/sw).log(), (th/sh).log()]
-    return torch.stack(loc if std is None else [v/s for v,s in zip(loc, std, strict=True)], -1)
+    sc,ss = _centre_size(source)
+    tc,ts = _centre_size(target)
+    ss,ts = ss.clamp(min=_eps),ts.clamp(min=_eps)
+    loc = torch.cat([(tc - sc)/ss, (ts/ss).log()], -1)
+    return loc if std is None else loc/_std_like(std, loc)
 
-# %% ../../nbs/geometry/03_boxes.ipynb #66aa7e80
+# %% ../../nbs/geometry/03_boxes.ipynb #a743f376
 def decode_boxes(
     source,   # Boxes to start from, float (...,4), px
     loc,      # Offsets, float (...,4), or (...,4*C) for C answers a box
@@ -90,11 +97,12 @@ def decode_boxes(
     source = _as_boxes('source', source)
     if loc.shape[-1] % 4: raise InputError(f'"loc" needs the shape (...,4) or (...,4*C), got {tuple(loc.shape)}')
     shape,loc = loc.shape,loc.reshape(*loc.shape[:-1], loc.shape[-1]//4, 4)
-    x,y,w,h = (v[..., None] for v in _centre_size(source))
-    dx,dy,dw,dh = loc.unbind(-1) if std is None else [v*s for v,s in zip(loc.unbind(-1), std, strict=True)]
-    if max_log is not None: dw,dh = dw.clamp(max=max_log),dh.clamp(max=max_log)
-    x,y,w,h = x + dx*w,y + dy*h,.5*w*dw.exp(),.5*h*dh.exp()
-    boxes = torch.stack([x - w, y - h, x + w, y + h], -1)
+    if std is not None: loc = loc*_std_like(std, loc)
+    centre,size = (v[..., None, :] for v in _centre_size(source))
+    shift,grow = loc[..., :2],loc[..., 2:]
+    if max_log is not None: grow = grow.clamp(max=max_log)
+    centre,half = centre + shift*size,.5*size*grow.exp()
+    boxes = torch.cat([centre - half, centre + half], -1)
     return boxes.reshape(*boxes.shape[:-2], shape[-1])
 
 # %% ../../nbs/geometry/03_boxes.ipynb #5cd26a14
