@@ -13,7 +13,7 @@ from .checks import InputError
 from .checks import did_you_mean
 
 # %% ../../nbs/core/03_systems.ipynb #2125ffb3
-SYSTEM_PARTS = ('config', 'trainer', 'predictor', 'check', 'demo', 'evaluate')
+SYSTEM_PARTS = ('config', 'trainer', 'predictor', 'check', 'demo', 'evaluate', 'export', 'prune')
 
 @dataclass(frozen=True)
 class System:
@@ -26,6 +26,8 @@ class System:
     check:str=''     # of the function that reports on a data set
     demo:str=''      # of the function that shows it on the embedded set
     evaluate:str=''  # of the function that measures a checkpoint on a data set
+    export:str=''    # of the function that gives the networks of a checkpoint that go to ONNX; '': the one of its predictor
+    prune:str=''     # of the function that says what must keep its channels when the network is pruned; '': its last layers
 
     def load(self,
         part:str, # One of `SYSTEM_PARTS`

@@ -45,6 +45,7 @@ from .learner import MultilabelTrainer
 from .learner import label_card
 from .model import multilabel_model
 from ..training.checkpoint import load_checkpoint
+from ..training.checkpoint import restore_model
 
 # %% ../../nbs/multilabel/05_predict.ipynb #0d734898
 @dataclass(eq=False)
@@ -145,9 +146,7 @@ def multilabel_predictor(
     config, names, cuts = _predict_settings(checkpoint, settings)
     norm = checkpoint['normalisation']
     if not names: raise SavedFileError('the checkpoint does not say what its labels are called')
-    model = multilabel_model(config, len(names))
-    try: model.load_state_dict(checkpoint['model'])
-    except RuntimeError as e: raise SavedFileError(f"the checkpoint's weights do not fit the network that its settings describe: {str(e).splitlines()[1].strip()[:120]} ...") from None
+    model = restore_model(lambda: multilabel_model(config, len(names)), checkpoint)
     return Predictor(model, lambda image: (normalise(fit_square(image, config.input_size), norm['mean'], norm['std']), None), lambda logits, _: LabelResult(names, logits.numpy(), cuts), device, checkpoint)
 
 # %% ../../nbs/multilabel/05_predict.ipynb #c4a083b2

@@ -29,15 +29,17 @@ class SegmentationNet(nn.Module):
         self.multiple,self.least = SIDES.get(name, (32, 32))
 
     def forward(self, x):
-        check_shape('images', x, 'B,3,H,W')
+        symbols = torch.compiler.is_compiling()     # on the way to ONNX sizes are symbols, and nothing may depend on their values
+        if not symbols: check_shape('images', x, 'B,3,H,W')
         h,w = x.shape[-2:]
-        bottom,right = (max(self.least, -(-n//self.multiple)*self.multiple) - n for n in (h, w))
-        if bottom or right: x = F.pad(x, (0, right, 0, bottom), mode='replicate')
+        bottom,right = (-(-n//self.multiple)*self.multiple - n for n in (h, w))
+        if not symbols: bottom,right = max(bottom, self.least - h),max(right, self.least - w)
+        if symbols or bottom or right: x = F.pad(x, (0, right, 0, bottom), mode='replicate')
         try: maps = self.net(x)
         except ValueError as e:
             if 'more than 1 value per channel' not in str(e): raise
             raise InputError(f'{self.name} cannot be trained on a batch of one image: batch normalisation has a single number a channel to learn from in its pooling branch. Choose `batch_size` 2 or more, or a model without such a branch: Unet, FPN, Linknet') from None
-        return maps[..., :h, :w] if bottom or right else maps
+        return maps[..., :h, :w] if symbols or bottom or right else maps
 
 # %% ../../nbs/segmentation/02_model.ipynb #e9c88d3f
 _everywhere = ('resnet18', 'resnet34', 'resnet50', 'resnext50_32x4d', 'mobilenet_v2', 'efficientnet-b0')
