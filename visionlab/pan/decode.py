@@ -4,21 +4,19 @@
 
 # %% auto #0
 __all__ = ['DECODE_RULES', 'DecodeRules', 'find_kernels', 'kernel_means', 'grow_kernels', 'label_quads', 'label_contours',
-           'TextResult', 'decode_pan']
+           'decode_pan']
 
-# %% ../../nbs/pan/04_decode.ipynb #6e132380
+# %% ../../nbs/pan/04_decode.ipynb #b269234a
 import math
-from dataclasses import dataclass,field
-from pathlib import Path
+from dataclasses import dataclass
 import cv2
 import numpy as np
-from fastcore.basics import patch
 from ..core.checks import InputError
 from ..core.checks import check_choice,check_range,check_shape
-from ..core.files import read_image
 from ..geometry.masks import label_components,row_extents
 from ..geometry.polygons import min_area_quads
-from ..inference.draw import draw_polygons
+from ..inference.words import TextResult
+from ..inference.words import check_height_width
 
 # %% ../../nbs/pan/04_decode.ipynb #66aeb2a4
 @dataclass(frozen=True)
@@ -239,55 +237,14 @@ def label_contours(
         out.append(c.reshape(-1,2) + [xs[0],ys[0]] if len(c) else np.zeros((0,2)))
     return out
 
-# %% ../../nbs/pan/04_decode.ipynb #6999d849
-@dataclass(repr=False, eq=False)
-class TextResult:
-    "Words found in one image"
-    polygons:list                # n outlines, each float32 (N,2), px of the image
-    scores:np.ndarray            # Mean text probability of each, float32 (n,)
-    labels:np.ndarray            # Region of each map pixel, int32 (h,w), 0 is background
-    ids:np.ndarray = field(default=None)  # Region number of each polygon, int64 (n,)
-    size:tuple = field(default=None)      # Height and width of the image, px
-
-    def __len__(self): return len(self.polygons)
-    def __repr__(self):
-        scores = f", scores {self.scores.min():.2f}-{self.scores.max():.2f}" if len(self) else ''
-        return f"TextResult({len(self)} word{'s'*(len(self) != 1)}" + (f" in {self.size[1]}x{self.size[0]} px" if self.size else '') + f"{scores})"
-
-    def picture(self, image=None):
-        "uint8 (H,W,3): the outlines on `image` (an array or a file), or on the regions in colour"
-        if isinstance(image, (str, Path)): image = read_image(image)
-        if image is not None: return draw_polygons(image, self.polygons, self.scores)
-        (h,w),(gh,gw) = self.labels.shape, self.size or self.labels.shape
-        zoom = max(1, round(480/max(h,w)))
-        colors = np.random.default_rng(0).integers(60, 200, (int(self.labels.max())+1,3), dtype=np.uint8)
-        colors[0] = 0
-        canvas = cv2.resize(colors[self.labels], (w*zoom,h*zoom), interpolation=cv2.INTER_NEAREST)
-        return draw_polygons(canvas, [(p + .5)*[w*zoom/gw, h*zoom/gh] - .5 for p in self.polygons], self.scores)
-
-    def show(self, image=None, ax=None):
-        "Draw the result with matplotlib"
-        import matplotlib.pyplot as plt
-        picture = self.picture(image)
-        if ax is None: ax = plt.subplots(figsize=(6,4), dpi=72)[1]
-        ax.imshow(picture); ax.set_axis_off()
-        return ax
-
-    def _repr_png_(self): return cv2.imencode('.png', self.picture()[...,::-1])[1].tobytes()
-
-# %% ../../nbs/pan/04_decode.ipynb #2d251697
-def _check_size(name, size):
-    try: h,w = size
-    except (TypeError, ValueError): raise InputError(f'"{name}" needs two numbers, height and width, got {size!r}') from None
-    return check_range(name, h, low=1, kind=int), check_range(name, w, low=1, kind=int)
-
+# %% ../../nbs/pan/04_decode.ipynb #1a01042d
 def _word_scores(text_logit, labels, n):
     "Mean text probability and area of each label, (n+1,)"
     at = np.flatnonzero(labels > 0)
     areas,total = _label_sums(labels.take(at), n, 1/(1 + np.exp(-text_logit.take(at))))
     return total/np.maximum(areas, 1), areas
 
-# %% ../../nbs/pan/04_decode.ipynb #e511753a
+# %% ../../nbs/pan/04_decode.ipynb #d241a9ea
 def decode_pan(
     maps,                     # Raw network output of one image: text, kernel, 4 embedding logits; float (6,h,w), tensor or array
     size:tuple,               # (H,W) of the image the polygons are wanted for, px
@@ -303,8 +260,8 @@ def decode_pan(
     "Words in the raw maps of one image"
     r = _decode_rules(convention, min_score=min_score, min_area=min_area, distance=distance, text_threshold=text_threshold, min_kernel=min_kernel)
     check_choice('kind', kind, ('quad', 'polygon'))
-    maps,size = _read_maps(maps), _check_size('size', size)
-    (h,w),grid = maps.shape[1:], size if input_size is None else _check_size('input_size', input_size)
+    maps,size = _read_maps(maps), check_height_width('size', size)
+    (h,w),grid = maps.shape[1:], size if input_size is None else check_height_width('input_size', input_size)
     if r.grid == 'map': grid = h,w
     text,kernels,n = find_kernels(maps, r.text_threshold)
     means,kernel_areas = kernel_means(kernels, n, maps[2:])
@@ -319,16 +276,3 @@ def decode_pan(
         contours = label_contours(labels, ids, grid, r.simplify)
         polys = [(c*scale).astype(np.float32) if len(c) > 2 else q for c,q in zip(contours, polys)]
     return TextResult(polys, scores[ids].astype(np.float32), labels, ids, size)
-
-# %% ../../nbs/pan/04_decode.ipynb #233b7508
-@patch
-def to_dict(self:TextResult) -> dict: # 'height' and 'width' of the image, px; 'polygons', lists of [x, y], px; 'scores'
-    "The result in plain values, as JSON can hold them"
-    h,w = self.size or self.labels.shape
-    return dict(height=int(h), width=int(w), polygons=[[[round(float(v), 2) for v in p] for p in poly] for poly in self.polygons],
-                scores=[round(float(s), 4) for s in self.scores])
-
-@patch
-def to_lines(self:TextResult) -> list: # 'x1,y1,...,xN,yN', a line a word
-    "The result as ICDAR 2015 takes it"
-    return [','.join(str(round(float(v))) for v in np.ravel(p)) for p in self.polygons]
