@@ -565,6 +565,11 @@ def test_mistakes(refused, toy, best, line, said):
     assert not list(Path().glob('*/*.pth'))
 
 
+@pytest.mark.parametrize('line', ['predict BEST rtsp://ann:Geheim9@127.0.0.1:1/a', 'predict BEST --source rtsp:/ann:Geheim9@127.0.0.1:1/a', 'predict BEST --source ann:Geheim9@127.0.0.1:1/a', 'predict rtsp://ann:Geheim9@127.0.0.1:1/a --source TOY/test/img',
+                                  'predict BEST --sourc rtsp://ann:Geheim9@127.0.0.1:1/a', 'evaluate BEST --data rtsp://ann:Geheim9@127.0.0.1:1/a', 'train rtsp://ann:Geheim9@127.0.0.1:1/a'])
+def test_a_password_in_the_wrong_place_is_not_repeated(refused, toy, best, line): assert 'Geheim9' not in refused(*(w.replace('TOY', str(toy)).replace('BEST', str(best)) for w in line.split()))
+
+
 @pytest.mark.parametrize('document,said', [('{"lr": "fast"}', '"lr" must be a number'), ('{"epochs": "3"}', 'Write it without quotes'), ('{"lrr": 1, "epoch": 2, "lr": 1}', "no setting \"lrr\". Did you mean 'lr'? It has no \"epoch\" either."),
                                            ('{"lr": 1,}', 'is no valid JSON'), ('[1]', 'settings by name'), ('', 'is no valid JSON'), ('{"train_path": 3}', '"train_path" must be a list'), ('{"optimizer": {"typ": "SGD"}}', 'no "typ"')])
 def test_config_files_with_mistakes(refused, tmp_path, document, said):

@@ -143,6 +143,8 @@ def test_real_videos(shared):
 @pytest.mark.parametrize('text,shown', [
     ('rtsp://ann:pw@h/1', 'rtsp://***@h/1'), ('rtsp://ann@h/1', 'rtsp://***@h/1'), ('rtsp://h/1', 'rtsp://h/1'), ('rtsp://a:b@c@h/1', 'rtsp://***@h/1'), ('RTSP://a:b/c@h', 'RTSP://***@h'),
     ('http://h/x?a=1&TOKEN=z9&b=2', 'http://h/x?a=1&TOKEN=***&b=2'), ('http://h/x?user=a;pwd=b', 'http://h/x?user=***;pwd=***'), ('rtsp://h/1?streamType=u', 'rtsp://h/1?streamType=u'), ('a mail to ann@home', 'a mail to ann@home'),
+    ('rtsp:/ann:pw@h/1', 'rtsp:/***@h/1'), ('rtsp:/pw@h/1', 'rtsp:/***@h/1'), ('ann:pw@h/1', '***@h/1'), ("no file '/a/rtsp:/ann:pw@h/1'. '/a' exists", "no file '/a/rtsp:/***@h/1'. '/a' exists"), ('C:/a/b@2x.png', 'C:/a/b@2x.png'), ('at 10:30 @home', 'at 10:30 @home'),
+    ('http://h/cgi?usr=ann&pw=z9', 'http://h/cgi?usr=***&pw=***'), ('rtsp://h/user=ann&password=z9&channel=1', 'rtsp://h/user=***&password=***&channel=1'), ('rtsp://h/user=ann_password=z9_channel=1', 'rtsp://h/user=***'), ('a/user_key.png', 'a/user_key.png'),
     ("rtsp://a:'b\n@h", 'rtsp://***@h'), ('http://h/x?api_key=k&access_token=t', 'http://h/x?api_key=***&access_token=***')])
 def test_what_is_shown_of_an_address(text, shown): assert hide_login(text) == shown
 
@@ -157,10 +159,11 @@ def test_streams_and_files_are_told_apart(tmp_path, monkeypatch):
     assert split_sources(['cams.streams', 'cams.txt', 7]) == ([], ['rtsp://a/1', '3', 'http://b/2', '7'])
 
 
-@pytest.mark.parametrize('source,said', [('', 'is empty'), ([], 'is empty'), ('nowhere.mp4', 'neither a file'), ('rtspp://a:geheim@h', "Did you mean 'rtsps?'"), ('file:///a.jpg', "begins with 'file://'"), ('cams.streams', 'neither an address'), ('none.streams', 'is empty')])
+@pytest.mark.parametrize('source,said', [('', 'is empty'), ([], 'is empty'), ('nowhere.mp4', 'neither a file'), ('rtspp://a:geheim@h', "Did you mean 'rtsps?'"), ('file:///a.jpg', "begins with 'file://'"), ('cams.streams', 'neither an address'), ('none.streams', 'is empty'), ('rtsp:/a:geheim@h', 'neither a file'), ('a:geheim@h/1', 'neither a file'), ('cams.txt', 'lists images')])
 def test_sources_that_are_none(tmp_path, monkeypatch, source, said):
     monkeypatch.chdir(tmp_path)
     Path('cams.streams').write_text('rtsp://a:geheim@h\nmovie\n')
     Path('none.streams').touch()
+    Path('cams.txt').write_text('a:geheim@h\n')
     with pytest.raises(InputError, match=said) as e: split_sources(source)
     assert 'geheim' not in str(e.value)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EvaluateOptions', 'PredictOptions', 'CheckOptions', 'DemoOptions', 'help_text', 'main']
 
-# %% ../../nbs/cli/00_app.ipynb #87369937
+# %% ../../nbs/cli/00_app.ipynb #31606f76
 import contextlib
 import csv
 import json
@@ -32,6 +32,7 @@ from ..core.files import atomic_path
 from ..core.files import write_json
 from ..core.systems import find_system
 from ..core.systems import system_names
+from ..inference.sources import hide_login
 from ..inference.sources import is_video
 
 # %% ../../nbs/cli/00_app.ipynb #9ef75433
@@ -379,13 +380,13 @@ def help_text() -> str: # What `visionlab --help` prints
     return '\n'.join([f'visionlab {__version__}: vision systems to read, train and use', '', *rows, '', 'SYSTEM is one of', *systems, '',
                       '`visionlab COMMAND ... --help` lists the options with units and defaults.'])
 
-# %% ../../nbs/cli/00_app.ipynb #37812530
+# %% ../../nbs/cli/00_app.ipynb #b5a3c4b5
 def _one_line(error):
     "What went wrong, and with which file, in one line"
     text = str(error)
     if isinstance(error, OSError) and not isinstance(error, InputError) and error.strerror:
         text = f"cannot use '{error.filename}': {error.strerror}" if error.filename is not None else error.strerror
-    return ' '.join(text.split())
+    return hide_login(' '.join(text.split()))
 
 # %% ../../nbs/cli/00_app.ipynb #301843c3
 def _out_of_means(error):

@@ -6,7 +6,7 @@
 __all__ = ['VIDEO_SUFFIXES', 'STREAM_SCHEMES', 'is_stream', 'is_video', 'hide_login', 'list_sources', 'split_sources', 'Frame',
            'prepare_frame', 'check_frame_options', 'open_video', 'frames_in', 'read_video', 'read_ahead', 'LoadImages']
 
-# %% ../../nbs/inference/00_sources.ipynb #7eebc733
+# %% ../../nbs/inference/00_sources.ipynb #fce5c5fd
 import glob
 import os
 import re
@@ -50,27 +50,28 @@ def is_video(
     "Is this file a video rather than an image?"
     return str(path).lower().endswith(VIDEO_SUFFIXES)
 
-# %% ../../nbs/inference/00_sources.ipynb #a5b86ac3
+# %% ../../nbs/inference/00_sources.ipynb #ef4addc0
 def hide_login(
     text,   # An address, or any text with addresses in it
 ) -> str:   # The same with *** in place of names, passwords and tokens
     "Text that may be printed"
     text = str(text)
     if re.match(r'\s*[\w+.-]+://', text): text = re.sub(r'(?s)^(\s*[\w+.-]+://).*@', r'\1***@', text)    # an address alone: all of it
-    text = re.sub(r"(\w://)[^'\"\n]*@", r'\1***@', text)
-    return re.sub(r"(?i)([?&;](?:\w*user\w*|login|usr|\w*pass\w*|pwd|psw|\w*token|\w*key|\w*auth\w*|\w*secret|sig\w*|credential\w*)=)[^&;\s'\"]*", r'\1***', text)
+    text = re.sub(rf"(?i)(\w://|\b(?:{'|'.join(STREAM_SCHEMES)}):/(?!/))[^'\"\n]*@", r'\1***@', text)
+    text = re.sub(r"(?<![\w@])[\w.+%~-]+:[^\s'\"/\\@]+@(?=[\w\[])", '***@', text)                          # an address that lost its scheme
+    return re.sub(r"(?i)([?&;/_](?:\w*user\w*|login|usr|u|\w*pass\w*|pwd|psw|pw|p|\w*token|\w*key|\w*auth\w*|\w*secret|sig\w*|credential\w*)=)[^&;\s'\"]*", r'\1***', text)
 
-# %% ../../nbs/inference/00_sources.ipynb #d09c868b
+# %% ../../nbs/inference/00_sources.ipynb #bab8d79e
 def _listed(
     path:Path, # Text file with one image path a line
 ) -> list:     # Paths, relative ones taken from the folder of the list
     "Images that a list file names"
     paths = [path.parent/line.split('\t')[0].strip() for line in read_lines(path) if line.strip()]
     missing = [p for p in paths if not p.exists()]
-    if missing: raise MissingPathError(f"'{path}' lists images, one a line, and {len(missing)} of {len(paths)} do not exist, the first is '{missing[0]}'")
+    if missing: raise MissingPathError(f"'{path}' lists images, one a line, and {len(missing)} of {len(paths)} do not exist, the first is '{hide_login(missing[0])}'")
     return paths
 
-# %% ../../nbs/inference/00_sources.ipynb #46e13f39
+# %% ../../nbs/inference/00_sources.ipynb #1f20155c
 def list_sources(
     source,            # A path (image, video, folder, list file), a pattern, or a list of these
     videos:bool=False, # Do videos in folders and patterns count as well?
@@ -84,7 +85,7 @@ def list_sources(
     elif path.is_file(): found = _listed(path) if path.suffix.lower() == '.txt' else [path]
     elif any(c in str(source) for c in '*?['):
         found = sorted((Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).suffix.lower() in suffixes), key=natural_key)
-    else: raise MissingPathError(f"`source`: '{source}' is neither a file, nor a folder, nor a pattern such as \"scans/*.jpg\"")
+    else: raise MissingPathError(f"`source`: '{hide_login(source)}' is neither a file, nor a folder, nor a pattern such as \"scans/*.jpg\"")
     if not found: raise InputError(f"`source`: '{source}' {'holds' if path.exists() else 'matches'} no {what} ({', '.join(sorted(suffixes))})")
     return found
 
@@ -184,7 +185,7 @@ def frames_in(
     n = capture.get(cv2.CAP_PROP_FRAME_COUNT)
     return int(n) if 0 < n < 1e9 else 0
 
-# %% ../../nbs/inference/00_sources.ipynb #4bfae481
+# %% ../../nbs/inference/00_sources.ipynb #b2828287
 def read_video(
     path,               # Video file
     max_frames:int=0,   # Stop after so many, 0 for all
@@ -203,11 +204,11 @@ def read_video(
             n += 1
             yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), capture, n, total
         else: return
-        if not n: report.add('video without frames', path, f'its header speaks of {total or "none"}')
+        if not n: report.add('video without frames', path, f'not one frame can be read, its header speaks of {total or "none"}')
         elif total - n > max(1, total//100): report.add('video ends early', path, f'after {n} of {total} frames')
     finally: capture.release()
 
-# %% ../../nbs/inference/00_sources.ipynb #4bc97f12
+# %% ../../nbs/inference/00_sources.ipynb #82adf5bc
 def read_ahead(
     paths,       # Image files
     ahead:int=4, # Images that are read before they are asked for, at most
@@ -223,7 +224,7 @@ def read_ahead(
         finally:
             for f in waiting: f.cancel()
 
-# %% ../../nbs/inference/00_sources.ipynb #68b71a2c
+# %% ../../nbs/inference/00_sources.ipynb #5aba8370
 class LoadImages:
     "Pictures of image and video files, one at a time, as `Frame`s"
     def __init__(self,
