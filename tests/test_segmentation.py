@@ -440,6 +440,17 @@ def test_usual_list_files(tmp_path, monkeypatch):
     assert segmentation_paths(SegmentationConfig(search_files=True)) == dict(train=('.',), val=(), test=())
 
 
+@pytest.mark.parametrize('change, said', [(dict(class_weights=(1, float('nan'), 1)), '`class_weights` are numbers'), (dict(class_weights=(1, float('inf'), 1)), '`class_weights` are numbers'), (dict(class_weights=(1, -1, 1)), '`class_weights` are numbers'),
+                                          (dict(loss='0*ce'), 'leave the term out'), (dict(loss='ce+0.0*dice'), 'leave the term out'), (dict(lr=float('inf')), '`lr` must be above 0')])
+def test_numbers_that_are_none(change, said):
+    with pytest.raises(InputError, match=said): SegmentationConfig(classes=3, **change)
+
+
+def test_empty_text_names_no_data_set():
+    from visionlab.pan import PANConfig
+    for cls in (SegmentationConfig, PANConfig): assert (cls(train_path='', val_path=('',)).train_path, cls(val_path=('a', '')).val_path, cls(val_path='').val_path) == ((), ('a',), ())
+
+
 def test_the_users_own_command_line():
     from visionlab.core.config import parse_args
     words = '--model=UnetPlusPlus --encoder=resnext101_32x8d --epochs=300 --batch-size=8 --patch-size=928 --weight-decay=1e-3 --save-checkpoints --use-amp --workers 4 --pin-memory --eval-step 50 --adam-eps 1e-3 --lr 1e-3 --classes 1 --search-files False --load-model w.pth.tar'

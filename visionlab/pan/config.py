@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BACKBONE_NAMES', 'PAN_METRICS', 'LARGEST_SIDE', 'pan_system', 'PANConfig', 'flatten_seed_config']
 
-# %% ../../nbs/pan/00_config.ipynb #9ecdce4e
+# %% ../../nbs/pan/00_config.ipynb #bcf04207
 from dataclasses import dataclass
 
 from ..core.checks import InputError
@@ -13,15 +13,16 @@ from ..core.checks import check_choice
 from ..core.checks import check_range
 from ..core.checks import did_you_mean
 from ..core.settings import RunConfig
+from ..core.settings import without_empty
 from ..core.systems import System
 
-# %% ../../nbs/pan/00_config.ipynb #0ed31e00
+# %% ../../nbs/pan/00_config.ipynb #f28c4dee
 BACKBONE_NAMES = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', 'resnext50_32x4d', 'resnext101_32x8d',
                   'shufflenetv2', 'mobilenet_v2', 'densenet121')
 PAN_METRICS = ('hmean', 'loss')
 LARGEST_SIDE = 8192 # px
 
-# %% ../../nbs/pan/00_config.ipynb #d99e7ec5
+# %% ../../nbs/pan/00_config.ipynb #94b33cc9
 @dataclass(frozen=True)
 class PANConfig(RunConfig):
     "Everything that decides about a PAN run"
@@ -69,14 +70,14 @@ class PANConfig(RunConfig):
     result_kind:str = 'quad'                 # quad for rotated rectangles, polygon for outlines
 
     def __post_init__(self):
-        for k in ('train_path', 'val_path'): object.__setattr__(self, k, _without_empty(getattr(self, k)))
+        for k in ('train_path', 'val_path'): object.__setattr__(self, k, without_empty(getattr(self, k)))
         super().__post_init__()
         _check_pan(self)
 
     @classmethod
     def from_document(cls, d:dict) -> dict: return flatten_seed_config(d)
 
-# %% ../../nbs/pan/00_config.ipynb #dfdab5e8
+# %% ../../nbs/pan/00_config.ipynb #fb2d9925
 def _check_pan(
     c:PANConfig, # Settings to check
 ):
@@ -97,14 +98,7 @@ def _check_pan(
     if not 0 <= c.val_ratio < 1: raise InputError(f'`val_ratio` is a share in [0, 1), got {c.val_ratio}')
     _check_pairs(c)
 
-# %% ../../nbs/pan/00_config.ipynb #2ebe95d0
-def _without_empty(
-    paths,  # A path or several
-):          # The same without empty text
-    "Empty text names no data set: `--val-path ''` means none, and so does '' in JSON and in Python"
-    if isinstance(paths, (list, tuple)): return tuple(p for p in paths if p != '')
-    return () if paths == '' else paths
-
+# %% ../../nbs/pan/00_config.ipynb #077a4126
 def _check_pairs(
     c:PANConfig, # Settings to check
 ):
@@ -154,7 +148,7 @@ def flatten_seed_config(
     if 'gpus' in flat: flat['device'] = _device_of(flat.pop('gpus'))
     return _with_flat_paths(flat)
 
-# %% ../../nbs/pan/00_config.ipynb #4334c484
+# %% ../../nbs/pan/00_config.ipynb #20cc5a6a
 def _device_of(
     gpus, # GPU numbers as in the nested file: a list, a number or None
 ) -> str: # Name of one device

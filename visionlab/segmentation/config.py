@@ -6,7 +6,7 @@
 __all__ = ['SEGMENTATION_LOSSES', 'SEGMENTATION_MODELS', 'SEGMENTATION_METRICS', 'SCORE_PROTOCOLS', 'IGNORED_PIXEL',
            'segmentation_system', 'loss_terms', 'SegmentationConfig', 'segmentation_paths']
 
-# %% ../../nbs/segmentation/00_config.ipynb #ad823fbb
+# %% ../../nbs/segmentation/00_config.ipynb #d8a11db5
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,10 @@ from ..core.checks import InputError
 from ..core.checks import check_choice
 from ..core.checks import check_range
 from ..core.settings import RunConfig
+from ..core.settings import without_empty
 from ..core.systems import System
 
-# %% ../../nbs/segmentation/00_config.ipynb #9f0e528c
+# %% ../../nbs/segmentation/00_config.ipynb #8c0a3d90
 SEGMENTATION_LOSSES = ('bce', 'ce', 'dice', 'focal', 'lovasz', 'tversky')
 
 def loss_terms(
@@ -34,6 +35,7 @@ def loss_terms(
         if name == 'auto' or name in terms: raise InputError(f"`loss`: {name!r} {'stands alone' if name == 'auto' else 'stands twice'} in {loss!r}")
         if name == ('ce' if classes == 1 else 'bce'): raise InputError(f"`loss`: {name!r} {'is for two classes or more' if name == 'ce' else 'is for one class'}, `classes` is {classes}: use {'bce' if name == 'ce' else 'ce'!r}")
         terms[name] = float(number) if star else 1.
+        if not terms[name]: raise InputError(f'`loss`: the weight of {name!r} is 0 in {loss!r}: leave the term out')
     return terms
 
 # %% ../../nbs/segmentation/00_config.ipynb #80c1c42e
@@ -42,7 +44,7 @@ SEGMENTATION_METRICS = ('iou', 'dice', 'loss')
 SCORE_PROTOCOLS = ('macro', 'micro', 'imagewise', 'imagewise-micro')
 IGNORED_PIXEL = 255  # what the padding of a mask holds, and every pixel that does not count, once a mask is a tensor
 
-# %% ../../nbs/segmentation/00_config.ipynb #10faa423
+# %% ../../nbs/segmentation/00_config.ipynb #9ba516c3
 @dataclass(frozen=True)
 class SegmentationConfig(RunConfig):
     "Everything that decides about a segmentation run"
@@ -93,16 +95,11 @@ class SegmentationConfig(RunConfig):
     overlap:float = 0.25                     # Share of a tile that its neighbour sees too, in [0, 0.5]
 
     def __post_init__(self):
-        for k in ('train_path', 'val_path', 'test_path'): object.__setattr__(self, k, _paths(getattr(self, k)))
+        for k in ('train_path', 'val_path', 'test_path'): object.__setattr__(self, k, without_empty(getattr(self, k)))
         super().__post_init__()
         _check_segmentation(self)
 
-# %% ../../nbs/segmentation/00_config.ipynb #b617b4fa
-def _paths(paths):
-    "Empty text names no data set, on the command line as in JSON"
-    if isinstance(paths, (list, tuple)): return tuple(p for p in paths if p != '')
-    return () if paths == '' else paths
-
+# %% ../../nbs/segmentation/00_config.ipynb #122787cf
 def _check_segmentation(
     c:SegmentationConfig, # Settings to check
 ):
@@ -122,7 +119,7 @@ def _check_segmentation(
     _check_classes(c)
     loss_terms(c.loss, c.classes)
 
-# %% ../../nbs/segmentation/00_config.ipynb #1cfbf283
+# %% ../../nbs/segmentation/00_config.ipynb #f03bb132
 def _check_classes(
     c:SegmentationConfig, # Settings to check
 ):
@@ -130,7 +127,7 @@ def _check_classes(
     for k in ('class_names', 'class_weights'):
         n = len(getattr(c, k))
         if n and n != c.classes: raise InputError(f'`{k}` needs one entry for each of the {c.classes} classes, got {n}')
-    if c.class_weights and (min(c.class_weights) < 0 or not any(c.class_weights)): raise InputError(f'`class_weights` are 0 or above and not all 0, got {c.class_weights}')
+    if c.class_weights and not (min(c.class_weights) >= 0 and 0 < sum(c.class_weights) < float('inf')): raise InputError(f'`class_weights` are numbers of 0 or above and not all 0, got {c.class_weights}')
     if len(set(c.class_names)) < len(c.class_names): raise InputError(f'`class_names` holds a name twice: {c.class_names}')
 
 # %% ../../nbs/segmentation/00_config.ipynb #8096937b
