@@ -311,3 +311,19 @@ def test_lines_are_written_whole_or_not_at_all(voc, tmp_path, monkeypatch):
     monkeypatch.setattr(B, '_box_line', fails)
     with pytest.raises(OSError): voc_annotation(voc, out)
     assert {f.name: f.read_text() for f in out.iterdir()} == before
+
+
+def test_convert_from_the_command_line(voc, tmp_path, capsys):
+    from visionlab.cli.app import main
+    lists(voc, train=['im 0', 'im 1'], val=['im 2'])
+    assert main(['convert', 'voc', str(voc), '--output-dir', str(tmp_path/'out')]) == 0
+    assert sorted(f.name for f in (tmp_path/'out').iterdir()) == ['2012_train.txt', '2012_val.txt', 'classes.txt'] and 'difficult box' in capsys.readouterr().out
+    (tmp_path/'names.txt').write_text('dog\ncat\n')
+    assert main(['convert', 'voc', str(voc), '--output-dir', str(tmp_path/'out'), '--classes-path', str(tmp_path/'names.txt')]) == 0
+    assert (tmp_path/'out/2012_train.txt').read_text().splitlines()[0].endswith(' 1,2,30,30,1')
+    capsys.readouterr()
+    for words in (['convert'], ['convert', 'coco', 'x'], ['convert', 'voc'], ['convert', 'voc', str(tmp_path/'nowhere')], ['convert', 'voc', str(tmp_path/'out')], ['convert', 'voc', str(voc), '--val-ratio', '2'],
+                  ['convert', 'voc', str(voc), '--classes-path', 'nowhere.txt'], ['convert', 'voc', str(voc), '--output-dir', str(tmp_path/'names.txt')]):
+        assert main(words) == 2
+        err = capsys.readouterr().err
+        assert len(err.strip().splitlines()) == 1, err

@@ -381,7 +381,7 @@ def read_coco(
     if not images: raise InputError(f"'{file}' lists no image that can be used" + (f': {report.brief(start)}' if len(report) > start else ''))
     return _finish_boxes(found, names, report, file, len(images), start)
 
-# %% ../../nbs/datasets/11_boxes.ipynb #f2042b63
+# %% ../../nbs/datasets/11_boxes.ipynb #9e9c3424
 def find_voc_tree(
     path:Path,  # Folder
 ) -> Path:      # The folder, or the one in it that is a VOC tree
@@ -390,7 +390,7 @@ def find_voc_tree(
     inside = [p for p in sorted(path.iterdir()) if p.is_dir() and find_subfolder(p, _VOC_XML[:1]) and _voc_folders(p)]
     if len(inside) > 1: raise InputError(f'"{path}" holds {" and ".join(p.name + "/" for p in inside)}: give one of them, for example "{inside[0]}"')
     if inside: return inside[0]
-    parts, files = [p.name for p in path.iterdir() if p.is_dir() and p.name.lower() in PART_NAMES], sorted(p.name for p in path.rglob('*.json'))[:3]
+    parts, files = [p.name for p in path.iterdir() if p.is_dir() and p.name.lower() in PART_NAMES], sorted(p.relative_to(path).as_posix() for d in (path, path/'annotations') if d.is_dir() for p in d.glob('*.json'))[:3]
     more = f' It holds {" and ".join(p + "/" for p in parts)}: give one of them' if parts else f' It holds {", ".join(files)}: give the file' if files else ''
     raise InputError(f'no boxes in "{path}": a VOC tree (JPEGImages/ and Annotations/), a text file with a line an image, or a COCO file (.json) is needed.{more}')
 
