@@ -48,7 +48,7 @@ def deploy_package(
         if e.name != module.split('.')[0]: raise
         raise InputError(f"{purpose} needs the package '{e.name.replace('_', '-')}', which is not installed: pip install 'visionlab[deploy]'") from None
 
-# %% ../../nbs/deploy/00_onnx.ipynb #d850d438
+# %% ../../nbs/deploy/00_onnx.ipynb #5fbdd209
 @dataclass
 class ExportPart:
     "A network on its way to ONNX: one tensor in, one or more out"
@@ -66,9 +66,9 @@ def export_parts(
     "The networks in a checkpoint"
     system = find_system(checkpoint['system'])
     if system.export: return system.load('export')(checkpoint)
+    if checkpoint['config'].get('tile'): checkpoint = {**checkpoint, 'config': {**checkpoint['config'], 'tile': 0}}     # tiles are the predictor's business
     predictor = system.load('predictor')(checkpoint, device='cpu')
-    if predictor.prepare is None: channels, size = 3, (160, 192)
-    else: channels, *size = predictor.prepare(np.zeros((192, 256, 3), np.uint8))[0].shape
+    channels, *size = predictor.prepare(np.zeros((192, 256, 3), np.uint8))[0].shape
     return [ExportPart(predictor.model, (2, channels, 160, 192), fixed=(2, channels, *size))]
 
 # %% ../../nbs/deploy/00_onnx.ipynb #6cb6229a
@@ -237,15 +237,15 @@ def part_path(
     path = Path(path)
     return path.with_suffix(f'.{name}{path.suffix}') if name else path
 
-# %% ../../nbs/deploy/00_onnx.ipynb #cd6d0b05
+# %% ../../nbs/deploy/00_onnx.ipynb #b8a78a9f
 def onnx_metadata(
     path, # ONNX file that `export_onnx` wrote
 ) -> dict: # What it says about itself
     "The metadata of an ONNX file, parsed"
     found = OnnxNet(check_file(path, 'ONNX file')).session.get_modelmeta().custom_metadata_map
     if found.get('format') != ONNX_FORMAT: raise SavedFileError(f"'{path}' is an ONNX model, and not one that visionlab exported: it does not say what it is for")
-    texts = ('format', 'version', 'part', 'system')
-    try: return {k: v if k in texts else json.loads(v) for k, v in found.items()}
+    texts, others = ('format', 'version', 'part', 'system'), ('format_version', 'parts', 'parity', 'int8', *_kept)     # tools that rewrite a file add keys of their own
+    try: return {k: v if k in texts else json.loads(v) for k, v in found.items() if k in (*texts, *others)}
     except json.JSONDecodeError as e: raise SavedFileError(f"'{path}' is damaged: its metadata cannot be read ({e})") from None
 
 def onnx_checkpoint(
