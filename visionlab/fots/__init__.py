@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FOTSMaps', 'FOTSTargets', 'show_fots_targets', 'roi_rotate', 'roi_widths', 'FOTSConfig', 'Charset', 'fots_system',
-           'FOTS', 'FOTSAnswer', 'Rejector', 'frames_with_text']
+           'FOTS', 'FOTSAnswer', 'Rejector', 'frames_with_text', 'decode_fots']
 
 # %% ../../nbs/fots/index.ipynb #03e7fb8a
 from ..core.front_door import lazy_names
@@ -13,7 +13,8 @@ from ..core.front_door import lazy_names
 __getattr__, __dir__ = lazy_names(__name__, dict(targets='FOTSMaps FOTSTargets show_fots_targets',
     rotate='roi_rotate roi_widths',
     config='FOTSConfig Charset fots_system',
-    model='FOTS FOTSAnswer Rejector frames_with_text'))
+    model='FOTS FOTSAnswer Rejector frames_with_text',
+    decode='decode_fots'))
 
 # %% ../../nbs/fots/index.ipynb #80f93cbe
-_all_ = ['FOTSMaps', 'FOTSTargets', 'show_fots_targets', 'roi_rotate', 'roi_widths', 'FOTSConfig', 'Charset', 'fots_system', 'FOTS', 'FOTSAnswer', 'Rejector', 'frames_with_text']
+_all_ = ['FOTSMaps', 'FOTSTargets', 'show_fots_targets', 'roi_rotate', 'roi_widths', 'FOTSConfig', 'Charset', 'fots_system', 'FOTS', 'FOTSAnswer', 'Rejector', 'frames_with_text', 'decode_fots']

@@ -23,21 +23,19 @@ def roi_widths(
     w,h = ((boxes[:,a] - boxes[:,b]).norm(dim=-1) + (boxes[:,c] - boxes[:,d]).norm(dim=-1) for a,b,c,d in ((1,0,2,3), (3,0,2,1)))
     return torch.ceil(height*w/h.clamp(min=2) - 1e-3).clamp(1, max_width).long()   # w and h are twice the mean side
 
-# %% ../../nbs/fots/03_rotate.ipynb #00212d36
-def _cells(widths, height):
-    "Word, row and column of every cell of every word, and its place in a padded batch; all long (P,)"
-    most = int(widths.max())
-    at = (torch.arange(most, device=widths.device) < widths[:,None])[:,None].expand(-1, height, -1).reshape(-1).nonzero()[:,0]
-    word,rest = at//(height*most), at % (height*most)
-    return word, rest//most, rest % most, at, most
+# %% ../../nbs/fots/03_rotate.ipynb #5b586405
+def _grid_points(boxes, widths, height):
+    "Points float (P,2) in px at which the cells of all words look, and their places in a padded batch of N words, long (P,)"
+    most = int(widths.max()) if len(widths) else 0
+    y = ((torch.arange(height, device=boxes.device) + .5)/height).to(boxes)[None,:,None]
+    cols = torch.arange(most, device=boxes.device)
+    x = ((cols + .5).to(boxes)/widths[:,None])[:,None,:,None]
+    left,right = (boxes[:,a,None] + (boxes[:,b] - boxes[:,a])[:,None]*y for a,b in ((0,3), (1,2)))       # both ends of each row, (N,height,2)
+    points = (left[:,:,None] + (right - left)[:,:,None]*x).view(-1, 2)
+    at = (cols < widths[:,None])[:,None].expand(-1, height, -1).reshape(-1).nonzero()[:,0]
+    return (points if len(at) == len(points) else points[at]), at
 
-def _grid_points(boxes, word, row, col, widths, height):
-    "Points float (P,2) in px at which the cells look"
-    y,x = ((row + .5)/height).to(boxes)[:,None], ((col + .5)/widths[word]).to(boxes)[:,None]
-    q = boxes[word]
-    return (q[:,0]*(1-y) + q[:,3]*y)*(1-x) + (q[:,1]*(1-y) + q[:,2]*y)*x
-
-# %% ../../nbs/fots/03_rotate.ipynb #ae390fad
+# %% ../../nbs/fots/03_rotate.ipynb #32dab0ee
 def roi_rotate(
     features:Tensor,      # Feature maps, float (B,C,h,w)
     boxes:Tensor,         # Quads of all words, float (N,4,2), px of the image, clockwise from the top left as one reads
@@ -54,16 +52,18 @@ def roi_rotate(
     boxes = boxes.to(maps)
     widths = roi_widths(boxes.detach(), height, max_width)
     if not n: return features.new_zeros((0, c, height, height)) + 0*features.sum(), widths
-    word,row,col,at,most = _cells(widths, height)
-    size = torch.tensor([w, h], device=boxes.device)*(stride/2)
-    points = (_grid_points(boxes, word, row, col, widths, height) + .5)/size.to(maps) - 1
-    out = maps.new_zeros((c, n*height*most))
-    images = batch_index[word]
-    for i in batch_index.unique().tolist():
-        own = (images == i).nonzero()[:,0] if b > 1 else slice(None)
-        with torch.autocast(maps.device.type, enabled=False):
-            found = F.grid_sample(maps[i:i+1], points[own][None,None], mode='bilinear', padding_mode='border', align_corners=False)[0,:,0]
-        out = found if len(at) == out.shape[1] and b == 1 else out.index_copy(1, at[own], found)
+    points,at = _grid_points(boxes, widths, height)
+    points = (points + .5)*(2/stride/torch.tensor([w, h], device=boxes.device)).to(maps) - 1
+    most = int(widths.max())
+    images,found,order = batch_index[at//(height*most)] if b > 1 else None, [], []
+    with torch.autocast(maps.device.type, enabled=False):
+        for i,m in enumerate(maps.split(1)):
+            own = torch.arange(len(at), device=at.device) if b == 1 else (images == i).nonzero()[:,0]
+            if not len(own): continue
+            found.append(F.grid_sample(m, points[own][None,None], mode='bilinear', padding_mode='border', align_corners=False)[0,:,0])
+            order.append(at[own])
+    found = torch.cat(found, 1) if len(found) > 1 else found[0]
+    out = found if b == 1 and len(at) == n*height*most else maps.new_zeros((c, n*height*most)).index_copy(1, torch.cat(order), found)
     return out.view(c, n, height, most).transpose(0, 1).to(features.dtype), widths
 
 # %% ../../nbs/fots/03_rotate.ipynb #2fdb3dc7
