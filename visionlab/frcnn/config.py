@@ -113,7 +113,7 @@ class FasterRCNNConfig(FRCNNDataConfig):
         _check_frcnn(self)
         _check_frcnn_model(self)
 
-# %% ../../nbs/frcnn/00_config.ipynb #21f3faa1
+# %% ../../nbs/frcnn/00_config.ipynb #5dd80d74
 def _check_frcnn(
     c:FasterRCNNConfig, # Settings to check
 ):
@@ -132,7 +132,6 @@ def _check_frcnn(
     check_range('start_epoch', c.start_epoch, 0, c.epochs - 1, kind=int)
     if min(c.loc_normalize_std) <= 0: raise InputError(f'`loc_normalize_std` are above 0, got {c.loc_normalize_std}')
     if not 0.1 <= c.scale[0] <= c.scale[1] <= 10: raise InputError(f'`scale` is a smallest and a largest factor between 0.1 and 10, got {c.scale[0]} and {c.scale[1]}')
-    if c.start_epoch and c.resume_checkpoint: raise InputError('`resume_checkpoint` knows its epoch: leave `start_epoch` out')
 
 # %% ../../nbs/frcnn/00_config.ipynb #b529b8ad
 def _check_frcnn_model(
