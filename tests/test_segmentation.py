@@ -380,6 +380,19 @@ def test_options_that_contradict_the_checkpoint(option, said, trained):
     load_predictor(trained[3].best, device='cpu', encoder='resnet18', classes=3, model='Unet')
 
 
+def test_a_threshold_that_does_nothing_is_told(trained, recwarn):
+    for settings in (dict(conf_thres=.9), dict(min_score=.9)):
+        with pytest.warns(UserWarning, match='`conf_thres` does nothing here: of 3 classes'): load_predictor(trained[3].best, device='cpu', **settings)
+    recwarn.clear()
+    load_predictor(trained[3].best, device='cpu', patch_size=96), load_predictor(trained[1].best, device='cpu', conf_thres=.9)
+    assert not [w for w in recwarn if 'conf_thres' in str(w.message)]
+
+
+def test_a_bad_choice_is_not_called_the_checkpoints(trained):
+    with pytest.raises(InputError, match='^"patch_size" must be a whole number, at least 32') as e: load_predictor(trained[3].best, device='cpu', patch_size=8)
+    assert 'checkpoint' not in str(e.value)
+
+
 def test_evaluation(trained, tmp_path):
     best, toy = trained[3].best, trained[3].config.val_path[0]
     a, b = evaluate_segmentation(best, toy, device='cpu'), evaluate_segmentation(best, device='cpu', batch_size=3)

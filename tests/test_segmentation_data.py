@@ -241,3 +241,9 @@ def test_real_sets(shared):
     crack = SegmentationConfig(train_path=str(data/'segmentation-binary/crackforest'), search_files=True, patch_size=128, batch_size=8, num_workers=0, device='cpu')
     y = segmentation_dataloaders(crack).one_batch()[1]
     assert set(y.unique().tolist()) == {0, 1, 255} and .001 < (y == 1).float().mean() < .05
+
+
+def test_paths_that_are_not_there_are_told_before_the_training(many, tmp_path):
+    for change, name in ((dict(test_path='nowhere'), 'test_path'), (dict(val_path='nowhere'), 'data set'), (dict(train_path='nowhere'), 'data set')):
+        with pytest.raises(FileNotFoundError, match=f'"{name}": no file or folder .*nowhere'): segmentation_samples(config(many, **change))
+    segmentation_samples(config(many, test_path=str(many/'test')))

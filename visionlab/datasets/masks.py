@@ -6,7 +6,7 @@
 __all__ = ['PADDED_PIXEL', 'read_color_table', 'read_mask', 'find_listed', 'read_mask_samples', 'resize_labels', 'Fit',
            'fit_long_side', 'MaskWarp', 'MaskTransform']
 
-# %% ../../nbs/datasets/06_masks.ipynb #68b43683
+# %% ../../nbs/datasets/06_masks.ipynb #e516610d
 import os
 os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1') # or it asks the network for a newer release at every import
 import albumentations as A,cv2,numpy as np,re
@@ -16,6 +16,7 @@ from pathlib import Path
 from ..core.checks import InputError
 from ..core.checks import check_file
 from ..core.checks import check_folder
+from ..core.checks import check_path
 from ..core.checks import check_range
 from ..core.checks import check_shape
 from ..core.files import image_size
@@ -227,7 +228,7 @@ def _list_pairs(file, report):
         pairs.append(pair)
     return pairs, n
 
-# %% ../../nbs/datasets/06_masks.ipynb #fa8a50c9
+# %% ../../nbs/datasets/06_masks.ipynb #b6313bdb
 def _annotations(folder):
     "The folder beside `folder` that holds its masks, None when there is none"
     beside = folder.resolve()
@@ -257,7 +258,7 @@ def read_mask_samples(
     start = len(report)
     if path.is_dir(): pairs,n = _folder_pairs(check_folder(path), report)
     else:
-        path = check_file(path, 'data set, a folder or a list file')
+        path = check_path(path, 'data set')
         if path.suffix.lower() in ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.gif'): raise InputError(f'"{path}" is an image: give its folder, or a list file with a directory a line')
         pairs,n = _list_pairs(path, report)
         if not n: raise InputError(f'"{path}" is empty: a list holds a directory a line, with Image/ and Mask/0.png in it')

@@ -6,12 +6,13 @@
 __all__ = ['AUGMENTATIONS', 'read_pair', 'mask_tensor', 'SegmentationItems', 'segmentation_samples', 'segmentation_dataloaders',
            'show_segmentation_batch', 'SegmentationDataset', 'BinaryDataset']
 
-# %% ../../nbs/segmentation/01_data.ipynb #afe73b44
+# %% ../../nbs/segmentation/01_data.ipynb #b16e7643
 import numpy as np
 import torch
 from pathlib import Path
 
 from ..core.checks import InputError
+from ..core.checks import check_path
 from ..core.checks import check_range
 from ..core.checks import did_you_mean
 from ..core.files import read_image
@@ -84,7 +85,7 @@ class SegmentationItems:
         width:float=1.7, # Width of each, inches
     ): show_segmentation_batch(batch, max_n, self.config.class_names, width)
 
-# %% ../../nbs/segmentation/01_data.ipynb #5f32f1f7
+# %% ../../nbs/segmentation/01_data.ipynb #5d2a1fbe
 def _read_mask_sets(paths, report, search_files=False):
     "Samples of all sets"
     for p in paths:
@@ -101,6 +102,7 @@ def segmentation_samples(
     train = _read_mask_sets(paths['train'], report, config.search_files)
     if paths['val']: val = _read_mask_sets(paths['val'], report)
     else: train, val = split_samples(train, config.val_ratio, config.seed)
+    for p in paths['test']: check_path(p, 'test_path')     # `evaluate` reads them; a name that is wrong is told before the training
     mine = {Path(s.path).resolve() for s in train}
     for s in val:
         if Path(s.path).resolve() in mine: report.add('image in training and validation', s.path, 'kept in both: a score on it says nothing')

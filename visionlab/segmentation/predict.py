@@ -7,8 +7,9 @@ __all__ = ['SEGMENTATION_DEMO', 'SegmentationResult', 'mask_regions', 'mask_from
            'segmentation_predictor', 'SegmentationEvaluation', 'evaluate_segmentation', 'segmentation_demo',
            'demo_sheet']
 
-# %% ../../nbs/segmentation/05_predict.ipynb #d6c35e83
+# %% ../../nbs/segmentation/05_predict.ipynb #1c29773e
 import time
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from fastcore.basics import patch
 from ..core.checks import InputError
 from ..core.checks import check_range
 from ..core.config import from_dict
+from ..core.config import replace_config
 from ..core.files import read_image
 from ..datasets.masks import fit_long_side
 from ..datasets.masks import read_mask_samples
@@ -150,7 +152,7 @@ def mask_from_maps(
         best = torch.maximum(best, p)
     return mask.numpy()
 
-# %% ../../nbs/segmentation/05_predict.ipynb #5780aab1
+# %% ../../nbs/segmentation/05_predict.ipynb #3568fade
 _FACTS = dict(model='architecture', encoder='encoder', classes='number of classes')
 _CHOICES = ('patch_size', 'conf_thres', 'tile', 'overlap')
 
@@ -163,7 +165,9 @@ def _predict_config(checkpoint, settings):
         if k in given and given.pop(k) != stored[k]: raise InputError(f"`{k}` is {settings[k]!r}, but the checkpoint's {what} is {stored[k]!r}: leave the option out (the checkpoint knows it), or take the checkpoint that was meant")
     wrong = [k for k in given if k not in _CHOICES]
     if wrong: raise InputError(f'a segmentation predictor has no option `{wrong[0]}`: it takes {", ".join(_CHOICES)}')
-    return from_dict(SegmentationConfig, {**stored, **given}, 'checkpoint')
+    config = replace_config(from_dict(SegmentationConfig, stored, 'checkpoint'), **given)
+    if 'conf_thres' in given and config.classes > 1: warnings.warn(f'`conf_thres` does nothing here: of {config.classes} classes each pixel gets the likeliest')
+    return config
 
 # %% ../../nbs/segmentation/05_predict.ipynb #dd2299d6
 class TiledPredictor(Predictor):
@@ -195,7 +199,7 @@ def pixel_probabilities(
     x = logits.float()
     return x.sigmoid() if x.shape[-3] == 1 else x.softmax(-3)
 
-# %% ../../nbs/segmentation/05_predict.ipynb #c7a5c976
+# %% ../../nbs/segmentation/05_predict.ipynb #605ecdda
 def segmentation_predictor(
     checkpoint:dict,   # What `load_checkpoint` gave
     device:str='auto', # auto, cpu, cuda, cuda:N or mps
