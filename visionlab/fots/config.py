@@ -89,7 +89,7 @@ class FOTSDataConfig(RunConfig):
     color_jitter:float = 0.5                 # Strength of brightness and saturation changes, in [0, 1], 0 for none
     noise:float = 0.                         # Largest standard deviation of added noise, share of full white, in [0, 1]
 
-# %% ../../nbs/fots/00_config.ipynb #74b8e4ba
+# %% ../../nbs/fots/00_config.ipynb #d7756ee7
 @with_other_names
 @dataclass(frozen=True)
 class FOTSConfig(FOTSDataConfig):
@@ -125,6 +125,7 @@ class FOTSConfig(FOTSDataConfig):
     merge_iou:float = 0.5                    # Boxes of neighbouring cells are merged above this IoU, in (0, 1]
     nms:float = 0.3                          # Words that overlap a better one by more than this IoU are dropped, in (0, 1]
     beam:int = 1                             # Readings that are followed up at a time: 1 for the best letter each time, more for a beam
+    language:float = 0.3                     # Beam: weight of what letters usually follow each other, 0 or above
     lexicon:str = ''                         # File with a word a line that readings are drawn to, "" for none
     reject_below:float = 0.5                 # Frames that the rejector finds less likely than this to hold text are skipped, 0 to 1; 0 for none
 
@@ -155,14 +156,14 @@ def _check_fots(
     if c.continue_training and not (c.finetune_checkpoint or c.resume_checkpoint): raise InputError('`continue_training` needs the checkpoint to go on from: give `pretrain_model`')
     if c.prune and not (c.finetune_checkpoint or c.resume_checkpoint): raise InputError('`prune` trains a pruned network, which is built from its checkpoint: give `pretrain_model`')
 
-# %% ../../nbs/fots/00_config.ipynb #83d93830
+# %% ../../nbs/fots/00_config.ipynb #4df4e7db
 def _check_fots_model(
     c:FOTSConfig, # Settings to check
 ):
     "Raise `InputError` for the first setting of the network, the loss or the predictions outside its range"
     for k, v in dict(backbone=FOTS_BACKBONES, convention=('paper', 'seed')).items(): check_choice(k, getattr(c, k), v)
     for k in 'hard_negatives random_negatives hard_positives random_positives'.split(): check_range(k, getattr(c, k), 0, kind=int)
-    for k in 'min_word angle_weight read_weight'.split(): check_range(k, getattr(c, k), 0)
+    for k in 'min_word angle_weight read_weight language'.split(): check_range(k, getattr(c, k), 0)
     for k in ('width', 'reader_width'): check_range(k, getattr(c, k), 4, kind=int)
     for k in ('merge_iou', 'nms'): check_range(k, getattr(c, k), above=0, high=1)
     for k in ('beam', 'words_per_batch'): check_range(k, getattr(c, k), 1, kind=int)
