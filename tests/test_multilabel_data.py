@@ -278,6 +278,23 @@ def test_any_size_of_image(size):
     assert (ClassifyTransform(32, False)(np.full((*size, 3), 200, np.uint8)) == 200).all()
 
 
+def test_an_image_becomes_a_tensor_in_one_thread():
+    "The same numbers as torch's, without its threads, which wait for each other longer than there is work"
+    import torch
+    from visionlab.datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise
+    image, (mean, std) = np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8), (np.float32(v) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    want = torch.from_numpy(image).permute(2, 0, 1).float().sub_(torch.from_numpy(mean*255)[:, None, None]).mul_(torch.from_numpy(1/(std*255))[:, None, None])
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        time.sleep(.3)          # threads of earlier tests go to sleep
+        mine, all_ = time.thread_time(), time.process_time()
+        for _ in range(200): got = normalise(image)
+        mine, all_ = time.thread_time() - mine, time.process_time() - all_
+    finally: torch.set_num_threads(before)
+    assert torch.equal(got, want) and got.is_contiguous() and all_ < 1.5*mine
+
+
 # toy set
 
 def test_toy_digits(tmp_path):

@@ -172,7 +172,7 @@ def fit_short_side(
     out[:nh,:nw] = image
     return out, np.array([nw/w, nh/h])
 
-# %% ../../nbs/datasets/03_transforms.ipynb #ed167b51
+# %% ../../nbs/datasets/03_transforms.ipynb #18e71203
 def normalise(
     image:np.ndarray,         # uint8 (H,W,C), C is 3 or 1
     mean:tuple=IMAGENET_MEAN, # Mean of each channel, 0-1
@@ -183,8 +183,10 @@ def normalise(
     mean,std = (np.atleast_1d(np.asarray(v, np.float32)) for v in (mean, std))
     if c == 1: mean,std = mean.mean(keepdims=True), std.mean(keepdims=True)
     if c != len(mean): raise InputError(f'"image" has {c} channels, "mean" has {len(mean)} values. Read it with read_image, or give as many values as channels.')
-    x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
-    return x.sub_(torch.from_numpy(mean*255)[:,None,None]).mul_(torch.from_numpy(1/(std*255))[:,None,None])
+    x = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order='C')
+    x -= (mean*255)[:,None,None]
+    x *= (1/(std*255))[:,None,None]
+    return torch.from_numpy(x)
 
 # %% ../../nbs/datasets/03_transforms.ipynb #5fed02ac
 def denormalise(
