@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FOTSMaps', 'FOTSTargets', 'show_fots_targets', 'roi_rotate', 'roi_widths', 'FOTSConfig', 'Charset', 'fots_system',
            'FOTS', 'FOTSAnswer', 'Rejector', 'frames_with_text', 'decode_fots', 'CTCReader', 'LetterModel', 'Lexicon',
-           'read_lexicon']
+           'read_lexicon', 'FOTSLoss']
 
 # %% ../../nbs/fots/index.ipynb #03e7fb8a
 from ..core.front_door import lazy_names
@@ -16,7 +16,8 @@ __getattr__, __dir__ = lazy_names(__name__, dict(targets='FOTSMaps FOTSTargets s
     config='FOTSConfig Charset fots_system',
     model='FOTS FOTSAnswer Rejector frames_with_text',
     decode='decode_fots',
-    reader='CTCReader LetterModel Lexicon read_lexicon'))
+    reader='CTCReader LetterModel Lexicon read_lexicon',
+    loss='FOTSLoss'))
 
 # %% ../../nbs/fots/index.ipynb #80f93cbe
-_all_ = ['FOTSMaps', 'FOTSTargets', 'show_fots_targets', 'roi_rotate', 'roi_widths', 'FOTSConfig', 'Charset', 'fots_system', 'FOTS', 'FOTSAnswer', 'Rejector', 'frames_with_text', 'decode_fots', 'CTCReader', 'LetterModel', 'Lexicon', 'read_lexicon']
+_all_ = ['FOTSMaps', 'FOTSTargets', 'show_fots_targets', 'roi_rotate', 'roi_widths', 'FOTSConfig', 'Charset', 'fots_system', 'FOTS', 'FOTSAnswer', 'Rejector', 'frames_with_text', 'decode_fots', 'CTCReader', 'LetterModel', 'Lexicon', 'read_lexicon', 'FOTSLoss']
