@@ -432,6 +432,19 @@ def test_mask_regions_are_the_pixels():
     assert c == 4 and polygon_area(p) == 45 and len(p) == 4
 
 
+def test_no_work_is_spent_on_specks(monkeypatch):
+    import visionlab.segmentation.predict as predict
+    mask, made, real = np.random.default_rng(0).integers(0, 3, (300, 300)).astype(np.uint8), [], predict._edge_polygon
+    monkeypatch.setattr(predict, '_edge_polygon', lambda c: made.append(1) or real(c))
+    every = mask_regions(mask, 0)
+    assert len(made) == len(every) > 4000
+    for least in (4., 16., 100.):
+        made.clear()
+        some = mask_regions(mask, least)
+        want = [(c, p.tolist()) for c, p in every if polygon_area(p) >= least]
+        assert [(c, p.tolist()) for c, p in some] == want and len(made) < 3*len(want)
+
+
 def test_letterbox_way_back():
     rng = np.random.default_rng(0)
     for h, w in ((40, 90), (90, 41), (64, 64), (200, 130)):

@@ -80,7 +80,7 @@ class SegmentationResult:
         parts = ', '.join(f'{n} {100*s:.1f}%' for n,s in zip(self.names, self.shares) if s)
         return f'SegmentationResult({self.mask.shape[1]} x {self.mask.shape[0]} px: {parts}; {len(self)} regions, the largest {self.largest_area:.0f} px²)'
 
-# %% ../../nbs/segmentation/05_predict.ipynb #cc11cbcd
+# %% ../../nbs/segmentation/05_predict.ipynb #08b9ed93
 def mask_regions(
     mask,             # Class of each pixel, uint8 (H,W)
     least_area=16.,   # Outlines of less than so many px² are left out
@@ -91,14 +91,17 @@ def mask_regions(
         if c in (0, IGNORED_PIXEL): continue
         big = cv2.copyMakeBorder((mask == c).astype(np.uint8).repeat(2, 0).repeat(2, 1), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
         contours = cv2.findContours(big, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
-        found += [(int(c), p) for p in map(_edge_polygon, contours) if len(p) > 2 and polygon_area(p) >= least_area]
-    return sorted(found, key=lambda r: -polygon_area(r[1]))
+        worth = [k for k in contours if cv2.contourArea(k) + len(k) >= 3*least_area]      # four times the area is contourArea + len/2 + 1, give or take corners
+        found += [(a, int(c), p) for p in map(_edge_polygon, worth) if len(p) > 2 and (a := polygon_area(p)) >= least_area]
+    return [(c, p) for _,c,p in sorted(found, key=lambda r: -r[0])]
 
 def _edge_polygon(contour):
     "A contour of the doubled mask as corners on pixel edges"
     p = np.floor((contour[:, 0].astype(np.float32) - 1)/2 + .5)         # pixel centres of the doubled mask to edges of the mask
-    p = p[np.any(p != np.roll(p, 1, 0), 1)]                              # each corner once
-    before,after = p - np.roll(p, 1, 0),np.roll(p, -1, 0) - p
+    steps = lambda p: p - np.concatenate([p[-1:], p[:-1]])
+    p = p[steps(p).any(1)]                                               # each corner once
+    before = steps(p)
+    after = np.concatenate([before[1:], before[:1]])
     return p[before[:, 0]*after[:, 1] != before[:, 1]*after[:, 0]]       # nothing between corners
 
 # %% ../../nbs/segmentation/05_predict.ipynb #ab454182
