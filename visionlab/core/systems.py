@@ -27,7 +27,7 @@ class System:
     demo:str=''      # of the function that shows it on the embedded set
     evaluate:str=''  # of the function that measures a checkpoint on a data set
     export:str=''    # of the function that gives the networks of a checkpoint that go to ONNX; '': the one of its predictor
-    prune:str=''     # of the function that says what must keep its channels when the network is pruned; '': its last layers
+    prune:str=''     # of the function that prunes a checkpoint, as `visionlab.deploy.prune.prune_checkpoint` does; '': that one
 
     def load(self,
         part:str, # One of `SYSTEM_PARTS`

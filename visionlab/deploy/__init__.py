@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['ExportPart', 'OnnxExport', 'OnnxNet', 'export_onnx', 'onnx_metadata', 'onnx_predictor', 'onnx_checkpoint',
-           'QuantizeReport', 'quantize_onnx', 'score_onnx']
+           'QuantizeReport', 'quantize_onnx', 'score_onnx', 'PruneReport', 'PrunedModel', 'prune_model',
+           'prune_checkpoint', 'prune_report']
 
 # %% ../../nbs/deploy/index.ipynb #a48b7a23
 from ..core.front_door import lazy_names
 
-# %% ../../nbs/deploy/index.ipynb #4ea06008
-__getattr__, __dir__ = lazy_names(__name__, dict(onnx='ExportPart OnnxExport OnnxNet export_onnx onnx_metadata onnx_predictor onnx_checkpoint', quantize='QuantizeReport quantize_onnx score_onnx'))
+# %% ../../nbs/deploy/index.ipynb #05fbc8f4
+__getattr__, __dir__ = lazy_names(__name__, dict(onnx='ExportPart OnnxExport OnnxNet export_onnx onnx_metadata onnx_predictor onnx_checkpoint', quantize='QuantizeReport quantize_onnx score_onnx', prune='PruneReport PrunedModel prune_model prune_checkpoint prune_report'))
 
-# %% ../../nbs/deploy/index.ipynb #fb8f5bd4
-_all_ = ['ExportPart', 'OnnxExport', 'OnnxNet', 'export_onnx', 'onnx_metadata', 'onnx_predictor', 'onnx_checkpoint', 'QuantizeReport', 'quantize_onnx', 'score_onnx']
+# %% ../../nbs/deploy/index.ipynb #222a04e1
+_all_ = ['ExportPart', 'OnnxExport', 'OnnxNet', 'export_onnx', 'onnx_metadata', 'onnx_predictor', 'onnx_checkpoint', 'QuantizeReport', 'quantize_onnx', 'score_onnx', 'PruneReport', 'PrunedModel', 'prune_model', 'prune_checkpoint', 'prune_report']
