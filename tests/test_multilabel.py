@@ -311,6 +311,8 @@ def test_which_images_are_evaluated(toy, config, tmp_path):
         trainer = MultilabelTrainer(config(**k), progress='none').train()
         assert len(evaluate_multilabel(trainer.best, device='cpu', batch_size=8).samples) == n
     assert t.start == 0
+    (tmp_path/'both/test/0/broken.jpg').write_bytes(b'')
+    assert evaluate_multilabel(trainer.best, device='cpu', batch_size=8).report.counts == {'unreadable image': 1}, 'what is lost of the test images is told'
 
 
 @covers('input_size', 'rotate', 'flip')
@@ -463,7 +465,7 @@ def test_cards_stay_small_with_many_labels():
 # Bad input
 
 def test_data_that_cannot_be_trained_on(config, toy, tmp_path):
-    for k, said in ((dict(images_root=''), '`images_root` is empty'), (dict(images_root=str(tmp_path)), 'no image in a label folder'), (dict(images_root='/no/such/place'), 'no file'), (dict(labels=('nine',), val_root=''), '')):
+    for k, said in ((dict(val_root='/no/such/place'), '"val_root": no file'), (dict(images_root=f'{toy}/toy.json'), "no list 'images'"), (dict(images_root='/no/such/place'), '"images_root": no file'), (dict(images_root=''), '`images_root` is empty'), (dict(images_root=str(tmp_path)), 'no image in a label folder'), (dict(images_root='/no/such/place'), 'no file'), (dict(labels=('nine',), val_root=''), '')):
         if said:
             with pytest.raises(InputError, match=said): multilabel_samples(config(**k))
     new = make_toy_digits(tmp_path/'new', n_train=2, n_test=12, size=32, digits=5)

@@ -220,7 +220,7 @@ def read_label_coco(
     if not samples: raise InputError(f"'{file}' names no image that can be used" + (f': {report.brief(start)}' if len(report) > start else ': its list `images` is empty'))
     return samples, report
 
-# %% ../../nbs/datasets/09_label_folders.ipynb #d8433a0a
+# %% ../../nbs/datasets/09_label_folders.ipynb #a8e72bc8
 def _part_folders(root, report):
     "Part -> folder, {} if the folder holds label folders itself"
     folders = [p for p in sorted(root.iterdir()) if p.is_dir() and p.name[0] != '.']
@@ -236,18 +236,19 @@ def read_label_parts(
     path,                # Folder of label folders, or of train/ and val/; table (.csv, .tsv, .txt); COCO file (.json)
     report:Report=None,  # Collects what could not be used; None starts one
     none:str='_none',    # Name that stands for "no label"
+    name:str='path',     # What the user calls `path`, for messages
 ) -> tuple:              # Part -> list of `Sample`s, with the one part '' where none are named, and the report
     "Images with labels from whatever holds them, part by part"
-    if not str(path): raise InputError('"path" is empty: name a folder of label folders, a table or a COCO file')
+    if not str(path): raise InputError(f'"{name}" is empty: name a folder of label folders, a table or a COCO file')
     path = Path(path).expanduser()
     report = report if report is not None else Report(f'labels in {path}')
     start = len(report)
     if path.is_dir():
         parts = _part_folders(path, report)
         return ({n: read_label_folders(p, report, none)[0] for n, p in parts.items()} if parts else {'': read_label_folders(path, report, none)[0]}), report
-    check_file(path)
+    check_file(path, name)
     if path.suffix.lower() == '.json': return {'': read_label_coco(path, report)[0]}, report
-    if path.suffix.lower() not in ('.csv', '.tsv', '.txt'): raise InputError(f"'{path}' is neither a folder nor a table (.csv, .tsv, .txt) nor a COCO file (.json)")
+    if path.suffix.lower() not in ('.csv', '.tsv', '.txt'): raise InputError(f"\"{name}\": '{path}' is neither a folder nor a table (.csv, .tsv, .txt) nor a COCO file (.json)")
     parts = _csv_parts(path, report, none)
     if not parts: raise _nothing_usable(path, report, start)
     return parts, report
@@ -257,12 +258,13 @@ def read_label_samples(
     report:Report=None,  # Collects what could not be used; None starts one
     part:str='',         # Which part, if there are several
     none:str='_none',    # Name that stands for "no label"
+    name:str='path',     # What the user calls `path`, for messages
 ) -> tuple:              # List of `Sample`s, and the report
     "Images with labels from whatever holds them"
-    parts, report = read_label_parts(path, report, none)
+    parts, report = read_label_parts(path, report, none, name)
     path = Path(path).expanduser()
     if set(parts) == {''}: return parts[''], report
-    if part not in parts: raise InputError(f"'{path}' has the parts {', '.join(parts)}: " + (f'there is no {part!r}' if part else 'say which one is meant') + (f", for instance '{path/next(iter(parts))}'" if path.is_dir() else ''))
+    if part not in parts: raise InputError(f"\"{name}\": '{path}' has the parts {', '.join(parts)}: " + (f'there is no {part!r}' if part else 'say which one is meant') + (f", for instance '{path/next(iter(parts))}'" if path.is_dir() else ''))
     return parts[part], report
 
 # %% ../../nbs/datasets/09_label_folders.ipynb #f7849322

@@ -29,15 +29,15 @@ from ..datasets.transforms import denormalise
 from ..datasets.transforms import normalise
 from .config import MultilabelConfig
 
-# %% ../../nbs/multilabel/01_data.ipynb #8f5e7dc6
+# %% ../../nbs/multilabel/01_data.ipynb #35389868
 def _read_sides(config, report):
     "Training samples, and validation samples or None"
     if not config.images_root: raise InputError('`images_root` is empty: name the folder that holds label folders such as blue+jeans/, a table (.csv) or a COCO file (.json)')
-    parts, _ = read_label_parts(config.images_root, report, config.none_folder)
+    parts, _ = read_label_parts(config.images_root, report, config.none_folder, 'images_root')
     if set(parts) == {''}: train, val = parts[''], None
     elif 'train' in parts: train, val = parts['train'], parts.get('val')
     else: raise InputError(f"`images_root`: '{config.images_root}' has the parts {', '.join(parts)}, and none to train on")
-    if config.val_root: val = read_label_samples(config.val_root, report, 'val', config.none_folder)[0]
+    if config.val_root: val = read_label_samples(config.val_root, report, 'val', config.none_folder, 'val_root')[0]
     return train, val
 
 # %% ../../nbs/multilabel/01_data.ipynb #4229e52e

@@ -6,7 +6,7 @@
 __all__ = ['MULTILABEL_DEMO', 'LabelResult', 'labels_table', 'save_labels', 'multilabel_predictor', 'MultilabelEvaluation',
            'evaluate_multilabel', 'multilabel_demo', 'demo_cards']
 
-# %% ../../nbs/multilabel/05_predict.ipynb #1f52ef8f
+# %% ../../nbs/multilabel/05_predict.ipynb #79ac4918
 import csv
 import json
 import time
@@ -120,7 +120,7 @@ def save_labels(
             w.writerows([f, *r.to_row().values()] for f,r in zip(files, results))
     return path
 
-# %% ../../nbs/multilabel/05_predict.ipynb #4acf94d4
+# %% ../../nbs/multilabel/05_predict.ipynb #3283cc98
 _SAME = dict(model='model', encoder='model', patch_size='input_size', conf_thres='min_score', threshold='min_score')
 
 def _predict_settings(checkpoint, settings):
@@ -172,13 +172,16 @@ class MultilabelEvaluation:
         "Images that the answers fit worst"
         return [(self.samples[i], *rest) for i, *rest in self.score.confused(n)]
 
-# %% ../../nbs/multilabel/05_predict.ipynb #6faf38c4
+# %% ../../nbs/multilabel/05_predict.ipynb #b763bc02
 def _labelled_samples(config, names, data, report):
     "Samples of the named sets, or the test images of the run, or its validation images"
     if isinstance(data, (str, Path)): data = (data,)
-    if data: samples = [s for d in data for s in read_label_samples(d, report, 'test', config.none_folder)[0]]
-    elif config.test_root: samples = read_label_samples(config.test_root, report, 'test', config.none_folder)[0]
-    else: samples = read_label_parts(config.images_root, Report(), config.none_folder)[0].get('test') or multilabel_samples(config, report)[1]
+    if data: samples = [s for d in data for s in read_label_samples(d, report, 'test', config.none_folder, 'data')[0]]
+    elif config.test_root: samples = read_label_samples(config.test_root, report, 'test', config.none_folder, 'test_root')[0]
+    else:
+        parts, found = read_label_parts(config.images_root, None, config.none_folder, 'images_root')
+        samples = parts.get('test') or multilabel_samples(config, report)[1]
+        if 'test' in parts: report.entries.extend(found.entries)
     if not samples: raise InputError('the run kept no validation images: give `data` with labels')
     known = []
     for s in samples:
