@@ -48,8 +48,8 @@ def test_words_are_read_at_their_places():
         for k, (i, j) in enumerate(a.words.tolist()):      # one image, one word: the same
             alone, w = net.read(net(images[i:i+1]).features, boxes[i, j][None], torch.tensor([0]))
             torch.testing.assert_close(alone[0], a.letters[k, :int(w)], rtol=1e-3, atol=1e-4)
-        net.max_words = 2
-        assert len(net(images, boxes, lengths).words) == 2
+        net.max_words = 2                                   # a limit for training alone
+        assert (len(net(images, boxes, lengths).words), len(net.train()(images, boxes, lengths).words)) == (3, 2)
     with pytest.raises(InputError, match='without a reader'): FOTS('resnet18', width=4).read(a.features, boxes[0], torch.tensor([0, 0, 0]))
 
 

@@ -109,3 +109,12 @@ def test_lexicon_files(tmp_path):
     assert read_lexicon(tmp_path/'words.txt').words == ['one', 'two']
     (tmp_path/'empty.txt').write_text('')
     with pytest.raises(InputError, match='holds no word'): read_lexicon(tmp_path/'empty.txt')
+
+
+def test_half_precision():
+    torch.manual_seed(0)
+    reader, words, widths = CTCReader('abc', width=8).eval(), torch.randn(3, 32, 8, 12), torch.tensor([12, 12, 12])
+    with torch.no_grad():
+        whole = reader(words, widths)
+        with torch.autocast('cpu', torch.bfloat16): half = reader(words, widths)
+    assert half.dtype == torch.float32 and (half - whole).abs().max() < .1

@@ -86,7 +86,7 @@ class MapsHead(nn.Module):
         score, rest = x[:, :1], x[:, 1:].float().sigmoid()     # 640 px in half precision would be known to half a pixel only
         return score, rest[:, :4]*self.max_distance, (rest[:, 4:] - .5)*(math.pi/2)
 
-# %% ../../nbs/fots/04_model.ipynb #97c9a21f
+# %% ../../nbs/fots/04_model.ipynb #92cdd0d4
 class FOTS(nn.Module):
     "Images to score, distances, angle, and to letters where a reader is in it"
     def __init__(self,
@@ -120,7 +120,8 @@ class FOTS(nn.Module):
         answer = self.maps(levels)
         if self.rejector is not None: answer = answer._replace(text=self.rejector(levels[1].detach()))
         if boxes is None or self.reader is None: return answer
-        words = (lengths > 0).nonzero()[:self.max_words]
+        words = (lengths > 0).nonzero()
+        if self.training: words = words[:self.max_words]
         letters, widths = self.read(answer.features, boxes[words[:, 0], words[:, 1]], words[:, 0])
         return answer._replace(letters=letters, widths=widths, words=words)
 
@@ -142,7 +143,7 @@ class FOTS(nn.Module):
         words, widths = roi_rotate(features, boxes, image, self.reader.height, self.reader.max_width)
         return self.reader(words, widths), widths
 
-# %% ../../nbs/fots/04_model.ipynb #90a8a191
+# %% ../../nbs/fots/04_model.ipynb #1682be00
 def frames_with_text(
     model:FOTS,        # A network with a rejector, in eval mode
     images:Tensor,     # Normalised images (B,3,H,W), float, at least 32 px
@@ -158,7 +159,7 @@ def frames_with_text(
     keep = p >= below
     h, w = c2.shape[-2:]
     b, new = len(images), c2.new_zeros
-    out = FOTSAnswer(new((b,1,h,w)) - 20, new((b,4,h,w)), new((b,1,h,w)), new((b,FEATURES,h,w)) if model.reader is not None else None)
+    out = FOTSAnswer(new((b,1,h,w)) - 20, new((b,4,h,w)), new((b,1,h,w)), new((b,model.shared[0].out_channels,h,w)) if model.shared is not None else None)
     if keep.any():
         c4 = net.stages[2](c3[keep])
         found = model.maps([c2[keep], c3[keep], c4, net.stages[3](c4)])

@@ -39,7 +39,7 @@ def turned_around(
     at = torch.where(t < widths[:, None], widths[:, None] - 1 - t, t)
     return x.gather(1, at[:, :, None].expand_as(x))
 
-# %% ../../nbs/fots/05_reader.ipynb #14913531
+# %% ../../nbs/fots/05_reader.ipynb #75ef9ba0
 class CTCReader(nn.Module):
     "Straightened words to logits of characters, column by column"
     def __init__(self,
@@ -70,6 +70,11 @@ class CTCReader(nn.Module):
             x = conv(x)*counts
             if i % 2: x = nn.functional.max_pool2d(x, (2, 1))
         x = x.mean(2).transpose(1, 2)
+        if not torch.is_autocast_enabled(x.device.type): return self.both_ways(x, widths)
+        with torch.autocast(x.device.type, enabled=False): return self.both_ways(x.float(), widths)   # a sum over a hundred columns wants all its digits
+
+    def both_ways(self, x, widths):
+        "Logits from one row of features a word"
         back = turned_around(self.back(turned_around(x, widths))[0], widths)
         return self.say(torch.cat([self.ahead(x)[0], back], dim=2))
 
