@@ -15,7 +15,7 @@ from ..core.checks import check_device
 from ..core.checks import check_range
 from .transforms import sample_seed
 
-# %% ../../nbs/datasets/04_loaders.ipynb #b8f83ac1
+# %% ../../nbs/datasets/04_loaders.ipynb #4f472276
 class SeededDataset:
     "Samples and the function that makes training items of them; an item depends on (seed, epoch, index) alone"
     def __init__(self,
@@ -24,8 +24,15 @@ class SeededDataset:
         seed:int=0,   # Seed of the run, 0 or more
         n_inp:int=1,  # How many of the tensors the model sees; the others are its targets
     ):
-        self.samples,self.make_item,self.n_inp,self.epoch = samples,make_item,n_inp,0
+        self.samples,self.make_item,self.n_inp = samples,make_item,n_inp
         self.seed = check_range('seed', seed, low=0, kind=int)
+        self.epoch = 0
+    @property
+    def epoch(self): return self._epoch
+    @epoch.setter
+    def epoch(self, epoch):
+        self._epoch = epoch
+        if hasattr(self.samples, 'set_epoch'): self.samples.set_epoch(epoch)   # another draw of a set that is too large for one epoch
     def new_empty(self): return type(self)([], self.make_item, self.seed, self.n_inp)   # what `Learner.export` keeps of a data set
     def __len__(self): return len(self.samples)
     def __repr__(self): return f'SeededDataset({len(self)} samples, seed {self.seed}, epoch {self.epoch})'
@@ -37,7 +44,7 @@ class SeededDataset:
             if isinstance(e, InputError) and str(sample.path) in str(e): raise
             raise InputError(f"'{sample.path}': {e}") from e
 
-# %% ../../nbs/datasets/04_loaders.ipynb #e657dd45
+# %% ../../nbs/datasets/04_loaders.ipynb #1d38c4de
 def pad_collate(
     items:list, # Tuples of tensors and numbers
 ) -> tuple:     # One batch, tensors with a batch dimension in front
@@ -49,7 +56,7 @@ def pad_collate(
         return out
     return tuple(map(stack, zip(*items)))
 
-# %% ../../nbs/datasets/04_loaders.ipynb #b1705ef1
+# %% ../../nbs/datasets/04_loaders.ipynb #dc2f4159
 class _Failure:
     def __init__(self, error): self.error = error
 
@@ -109,7 +116,7 @@ class SeededDL(TfmdDL):
         "Paths of the images in batch `i` of this epoch, or of the stretch of it that is gone through"
         return [self.dataset.samples[j].path for j in self.get_idxs()[i*self.bs:(i+1)*self.bs]]
 
-# %% ../../nbs/datasets/04_loaders.ipynb #1a49f26d
+# %% ../../nbs/datasets/04_loaders.ipynb #1cdb6fda
 def seeded_dataloaders(
     train_ds,               # `SeededDataset` to learn from
     val_ds=None,            # `SeededDataset` to judge by, or None
