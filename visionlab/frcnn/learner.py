@@ -267,8 +267,8 @@ class FRCNNStepTrainer(nn.Module):
         self.optimizer.step()
         return losses
 
-# %% ../../nbs/frcnn/07_learner.ipynb #c3382785
-_FRCNN_FIELDS = ('backbone', 'feature_stride', 'roi_layer', 'fpn', 'anchor_scales', 'anchor_ratios', 'fpn_scales', 'center_offset', 'start_epoch')
+# %% ../../nbs/frcnn/07_learner.ipynb #78b2aaf4
+_FRCNN_FIELDS = ('backbone', 'feature_stride', 'dilate', 'head', 'head_width', 'roi_layer', 'fpn', 'anchor_scales', 'anchor_ratios', 'fpn_scales', 'center_offset', 'start_epoch')
 
 def frcnn_meta(learn):
     "What a checkpoint needs for predictions, besides weights and settings"

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ResNetStages', 'keep_resolution', 'PyramidExtractor', 'RegionProposalNetwork', 'RoICut', 'RoIHead', 'MeanOver',
-           'frcnn_detections', 'FasterRCNN', 'frcnn_model', 'load_torchvision_frcnn']
+           'frcnn_detections', 'two_layers', 'FasterRCNN', 'frcnn_model', 'load_torchvision_frcnn']
 
-# %% ../../nbs/frcnn/06_model.ipynb #9795ab9a
+# %% ../../nbs/frcnn/06_model.ipynb #9a0da8a9
 import torch
 from fastcore.basics import patch
 from torch import Tensor
@@ -27,6 +27,7 @@ from ..core.checks import check_shape
 from .anchors import AnchorGrid
 from .anchors import level_counts
 from .config import FRCNN_BACKBONES
+from .config import FRCNN_HEADS
 from .config import ROI_LAYERS
 from .config import FasterRCNNConfig
 from .config import keeps_batchnorm
@@ -57,7 +58,7 @@ class ResNetStages(nn.Module):
         for n in self.names: maps.append(x := getattr(self, n)(x))
         return maps if self.every else x
 
-# %% ../../nbs/frcnn/06_model.ipynb #1af225a5
+# %% ../../nbs/frcnn/06_model.ipynb #8754da79
 def keep_resolution(
     stage, # Stage of a ResNet, or the last convolutions of VGG16, changed in place
 ):         # The same
@@ -67,10 +68,10 @@ def keep_resolution(
         elif isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3): m.dilation = m.padding = (2, 2)
     return stage
 
-def _vgg_parts(net, stride):
+def _vgg_parts(net, stride, dilate):
     "Convolutions of VGG16 without the last pooling, and its two linear layers"
-    body = net.features[:30]
-    if stride == 8:
+    body = net.features[:30] if stride == 16 or dilate else net.features[:23]
+    if stride == 8 and dilate:
         body[23] = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.MaxPool2d(2, 1))
         keep_resolution(body[24:])
     c = net.classifier
@@ -211,21 +212,29 @@ def frcnn_detections(
     out[i, place] = torch.cat([boxes[order], p[order, None], c[order, None].to(p.dtype)], 1)
     return out[:, :max_detections]
 
-# %% ../../nbs/frcnn/06_model.ipynb #63e22dde
-def _parts(backbone, pretrained, fpn, stride, layer):
+# %% ../../nbs/frcnn/06_model.ipynb #aea57cca
+def two_layers(
+    channels:int,   # Channels of the features
+    width:int=1024, # Numbers each layer gives
+) -> nn.Sequential: # Features float (N,channels,7,7) -> (N,width)
+    "Two linear layers: the second look at its fastest"
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels*49, width), nn.ReLU(inplace=True), nn.Linear(width, width), nn.ReLU(inplace=True))
+
+def _parts(backbone, pretrained, fpn, stride, dilate, layer, head, width):
     "Extractor, its channels, what cuts, body of the second look, its channels"
     net = torchvision_model(backbone, pretrained)
     if backbone == 'vgg16':
-        body,head = _vgg_parts(net, stride)
-        return body, 512, RoICut(layer, 7, stride), head, 4096
+        body,fc = _vgg_parts(net, stride, dilate)
+        return body, 512, RoICut(layer, 7, stride), *((fc, 4096) if head == 'stage' else (two_layers(512, width), width))
     c = net.fc.in_features
-    if fpn:
-        head = nn.Sequential(nn.Flatten(), nn.Linear(256*49, 1024), nn.ReLU(inplace=True), nn.Linear(1024, 1024), nn.ReLU(inplace=True))
-        return PyramidExtractor(net), 256, RoICut('RoIAlign', 7, fpn=True), head, 1024
-    if stride == 8: keep_resolution(net.layer3)
-    return ResNetStages(net), c//2, RoICut(layer, 14, stride), MeanOver(*net.layer4), c
+    if fpn: return PyramidExtractor(net), 256, RoICut('RoIAlign', 7, fpn=True), two_layers(256, width), width
+    stages = 3 if stride == 16 or dilate else 2
+    if stride == 8 and dilate: keep_resolution(net.layer3)
+    channels = c//2 if stages == 3 else c//4
+    if head == 'mlp': return ResNetStages(net, stages), channels, RoICut(layer, 7, stride), two_layers(channels, width), width
+    return ResNetStages(net, stages), channels, RoICut(layer, 14, stride), MeanOver(*([] if stages == 3 else net.layer3), *net.layer4), c
 
-# %% ../../nbs/frcnn/06_model.ipynb #3f545057
+# %% ../../nbs/frcnn/06_model.ipynb #a9399a77
 class FasterRCNN(nn.Module):
     "Boxes and classes of the things in images"
     def __init__(self,
@@ -237,6 +246,9 @@ class FasterRCNN(nn.Module):
         roi_layer:str='RoIPool',     # 'RoIPool' or 'RoIAlign'; with `fpn` always RoIAlign
         fpn:bool=False,              # Feature pyramid, for ResNets
         feature_stride:int=16,       # 16 or 8, px; without `fpn`
+        dilate:bool=True,            # Stride 8: keep the last stage, dilated? Otherwise the map ends before it
+        head:str='stage',            # Second look: 'stage' (rest of the backbone) or 'mlp' (two linear layers); with `fpn` always 'mlp'
+        head_width:int=1024,         # 'mlp': numbers each layer gives
         freeze_bn:bool|None=None,    # Keep BatchNorm as it is; None: with `pretrained`
         center_offset:bool=True,     # Anchors on the middles of cells
         proposals=None,              # `ProposalCreator`; None: the usual numbers
@@ -248,10 +260,10 @@ class FasterRCNN(nn.Module):
         max_detections:int=100,      # Detections an image
     ):
         super().__init__()
-        check_choice('backbone', backbone, FRCNN_BACKBONES); check_range('num_classes', num_classes, 1, kind=int)
+        check_choice('backbone', backbone, FRCNN_BACKBONES); check_choice('head', head, FRCNN_HEADS); check_range('num_classes', num_classes, 1, kind=int)
         if fpn and backbone == 'vgg16': raise InputError('"fpn" needs the four stages of a ResNet, "backbone" is \'vgg16\': choose a ResNet, or leave "fpn" out')
         if feature_stride not in (8, 16): raise InputError(f'"feature_stride" is 8 or 16, got {feature_stride}')
-        extractor,channels,cut,body,wide = _parts(backbone, pretrained, fpn, feature_stride, roi_layer)
+        extractor,channels,cut,body,wide = _parts(backbone, pretrained, fpn, feature_stride, dilate, roi_layer, head, head_width)
         strides = [4, 8, 16, 32, 64] if fpn else feature_stride
         grid = AnchorGrid(strides, strides if fpn else 16, ratios, anchor_scales, center_offset)
         self.extractor,self.head = extractor,RoIHead(cut, body, wide, num_classes)
@@ -320,7 +332,7 @@ def train(self:FasterRCNN, mode:bool=True):
         if self.freeze_bn and isinstance(m, nn.BatchNorm2d): m.eval()
     return self
 
-# %% ../../nbs/frcnn/06_model.ipynb #5975c619
+# %% ../../nbs/frcnn/06_model.ipynb #a3f96ed6
 def frcnn_model(
     config:FasterRCNNConfig, # Settings
     num_classes:int,         # Classes, background not counted
@@ -330,7 +342,7 @@ def frcnn_model(
     proposals = ProposalCreator(nms=c.rpn_nms, n_pre_train=c.n_pre_train, n_post_train=c.n_post_train, n_pre_test=c.n_pre_test, n_post_test=c.n_post_test, min_size=c.rpn_min_size)
     anchors = AnchorTargetCreator(n_sample=c.rpn_samples, pos_iou=c.rpn_pos_iou, neg_iou=c.rpn_neg_iou, pos_ratio=c.rpn_pos_ratio, inside_only=c.anchors_inside)
     rois = ProposalTargetCreator(n_sample=c.roi_samples, pos_ratio=c.roi_pos_ratio, pos_iou=c.roi_pos_iou, neg_high=c.roi_neg_high, neg_low=c.roi_neg_low, std=c.loc_normalize_std)
-    return FasterRCNN(num_classes, c.fpn_scales if c.fpn else c.anchor_scales, c.backbone, c.pretrained, c.anchor_ratios, c.roi_layer, c.fpn, c.feature_stride, keeps_batchnorm(c), c.center_offset,
+    return FasterRCNN(num_classes, c.fpn_scales if c.fpn else c.anchor_scales, c.backbone, c.pretrained, c.anchor_ratios, c.roi_layer, c.fpn, c.feature_stride, c.dilate, c.head, c.head_width, keeps_batchnorm(c), c.center_offset,
                       proposals, anchors, rois, c.loc_normalize_std, c.eval_score, c.eval_nms, c.max_detections)
 
 # %% ../../nbs/frcnn/06_model.ipynb #1c70ceb4

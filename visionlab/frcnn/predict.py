@@ -191,8 +191,8 @@ def evaluate_frcnn(
     voc = voc_ap(preds, truths, names, method='11point' if c.eleven_point else 'area', min_score=c.show_score)
     return FRCNNEvaluation(voc, coco_ap(preds, truths, names), used, preds, names, report, seconds)
 
-# %% ../../nbs/frcnn/08_predict.ipynb #b7e1724f
-FRCNN_DEMO = dict(name='frcnn-demo', val_ratio=.1, input_shape=(160, 160), backbone='resnet18', pretrained=False, fpn=True, fpn_scales=(4.,), epochs=12, batch_size=4, lr=1e-3, weight_decay=1e-4, lr_scheduler='OneCycleLR', clip_grad=10.,
+# %% ../../nbs/frcnn/08_predict.ipynb #286766cc
+FRCNN_DEMO = dict(name='frcnn-demo', val_ratio=.1, input_shape=(160, 160), backbone='resnet18', pretrained=False, feature_stride=8, dilate=False, head='mlp', head_width=256, anchor_scales=(1.5, 3.), epochs=12, batch_size=4, lr=1e-3, weight_decay=1e-4, lr_scheduler='OneCycleLR', clip_grad=10.,
                   rpn_min_size=4., n_pre_train=600, n_post_train=200, n_pre_test=300, n_post_test=60, roi_samples=64, num_workers=0, show_images_interval=0)
 
 def frcnn_demo(
