@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TextPart', 'describe_part', 'DataReport', 'sizes_text', 'TextDataReport', 'progress_bar', 'decode_image',
-           'warn_of_files', 'part_folders', 'check_text_data']
+           'warn_of_files', 'part_folders', 'check_text_data', 'readable_samples']
 
 # %% ../../nbs/datasets/05_checks.ipynb #f77d867d
 import hashlib,html,sys
@@ -15,6 +15,7 @@ import numpy as np
 from fastcore.basics import patch
 from ..core.checks import InputError
 from ..core.checks import check_file
+from ..core.files import ImageError
 from ..core.files import image_size
 from ..core.files import read_image
 from ..core.tables import html_table
@@ -193,3 +194,17 @@ def check_text_data(
     if not report.parts: raise InputError(f'no image of "{path}" can be decoded: {report.brief()}')
     report.warnings += _warn(report)
     return report
+
+# %% ../../nbs/datasets/05_checks.ipynb #1a2a96f7
+def readable_samples(
+    samples,         # `Sample`s
+    report,          # `Report` that the others go to
+    read=read_image, # Function of a path that reads the whole image
+) -> list:           # Those whose image can be read to its end
+    "Samples with a sound image; an error if there is none"
+    good = []
+    for s in samples:
+        try: read(s.path); good.append(s)
+        except (ImageError, OSError) as e: report.add('unreadable image', s.path, str(e).split(f"'{s.path}': ")[-1])
+    if not good: raise InputError(f'none of the {len(samples)} images can be read, the first: {report.entries[-len(samples)]}')
+    return good

@@ -19,8 +19,8 @@ from ..core.checks import check_device
 from ..core.checks import check_range
 from ..core.config import from_dict
 from ..core.config import replace_config
-from ..core.files import ImageError
 from ..core.files import atomic_path
+from ..datasets.checks import readable_samples
 from ..datasets.loaders import SeededDataset
 from ..datasets.loaders import SeededDL
 from ..datasets.readers import read_text_samples
@@ -90,15 +90,6 @@ class PANScore:
                     images=len(w.per_image), text_iou=self.text_iou, min_score=self.min_score, misses=dict(self.misses.counts))
 
 # %% ../../nbs/pan/06_predict.ipynb #82c22fdd
-def _readable(samples, items, report):
-    "Samples whose image can be read to its end"
-    good = []
-    for s in samples:
-        try: items.read(s.path); good.append(s)
-        except (ImageError, OSError) as e: report.add('unreadable image', s.path, str(e).split(f"'{s.path}': ")[-1])
-    if not good: raise InputError(f'none of the {len(samples)} images can be read, the first: {report.entries[-len(samples)]}')
-    return good
-
 def _evaluation_samples(config, data, report):
     "Samples of the named sets, or the validation samples of the run"
     if not data: samples = pan_samples(config, report)[1]
@@ -130,7 +121,7 @@ def evaluate_pan(
     config = from_dict(PANConfig, {**checkpoint['config'], 'pretrained': False}, 'checkpoint')
     predictor = pan_predictor(checkpoint, device, min_score)
     items = PANItems(config, train=False)
-    samples = _readable(_evaluation_samples(config, data, report), items, report)
+    samples = readable_samples(_evaluation_samples(config, data, report), report, items.read)
     cut = min_score if min_score is not None else checkpoint['thresholds'].get('min_score', config.min_score)
     judge, start = PANEvaluator(samples, replace_config(config, tune_score=False), cut), time.perf_counter()
     for group in _runs_of_one_shape(samples, items, batch_size):
