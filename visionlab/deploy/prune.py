@@ -64,7 +64,14 @@ def _trace(model, inputs):
         graph = tp.DependencyGraph().build_dependency(copy, example_inputs=inputs, output_transform=lambda out: [t for t in _tensors(out) if t.requires_grad])
     return graph, {m: n for n, m in copy.named_modules()}, blocks
 
-# %% ../../nbs/deploy/02_prune.ipynb #bf93bbb3
+# %% ../../nbs/deploy/02_prune.ipynb #5b03f4f4
+def _input_layers(graph): return {n.module for n in graph.module2node.values() if isinstance(n.module, _conv) and n.module.groups > 1 and not n.inputs}
+
+def _attention_layers(graph):
+    "Layers that stand directly in a module with heads"
+    heads = [m for m in graph.model.modules() if isinstance(getattr(m, 'num_heads', None), int)]
+    return {c for m in heads for c in m.children() if isinstance(c, _layers)}
+
 def output_layers(
     graph,   # torch-pruning's `DependencyGraph`
 ) -> set:    # Modules
@@ -78,7 +85,7 @@ def output_layers(
         else: ends += node.inputs
     return found
 
-# %% ../../nbs/deploy/02_prune.ipynb #8f186fea
+# %% ../../nbs/deploy/02_prune.ipynb #695bdf18
 def _members(graph, group):
     "(module or parameter, 'in' or 'out', channel numbers) of a group of torch-pruning, of those that hold numbers"
     for dep, idxs in group.items:
@@ -88,8 +95,9 @@ def _members(graph, group):
 
 def _can_go(graph, group, whole, fixed):
     "May channels of this group be taken out?"
-    for m, side, _ in _members(graph, group):
+    for m, side, channels in _members(graph, group):
         if not isinstance(m, nn.Module) or not layer_width(m): return False                 # a table of positions, LayerNorm, LSTM ...
+        if max(channels) >= layer_width(m)[-1 if isinstance(m, _norm) else ('in', 'out').index(side)]: return False     # one channel is spread over many
         if m in fixed or (side == 'out' and m in whole) or (getattr(m, 'transposed', False) and m.groups > 1): return False
     return True
 
@@ -105,7 +113,7 @@ def _least(graph, group, sparsity, multiple, importance):
     few = torch.argsort(score.view(parts, n).mean(0), stable=True)[:n - kept].tolist()
     return sorted(i + k*n for k in range(parts) for i in few)
 
-# %% ../../nbs/deploy/02_prune.ipynb #4b7f167d
+# %% ../../nbs/deploy/02_prune.ipynb #187fb9c7
 def _is_named(name, patterns): return any(name == p or name.startswith(f'{p}.') or fnmatch(name, p) for p in patterns)
 
 def prune_plan(
@@ -117,19 +125,25 @@ def prune_plan(
 ) -> dict:           # Name of the layer -> dict with `in` and `out`, numbers of channels that go
     "Which channels of which layers go"
     graph, names, blocks = _trace(model, inputs)
-    fixed, whole, plan = {m for m, n in names.items() if n in blocks}, output_layers(graph) | {m for m, n in names.items() if _is_named(n, skip)}, {}
+    fixed, whole, plan = {m for m, n in names.items() if n in blocks}, output_layers(graph) | _input_layers(graph) | _attention_layers(graph) | {m for m, n in names.items() if _is_named(n, skip)}, {}
     importance = deploy_package('torch_pruning', 'pruning').importance.GroupMagnitudeImportance(p=1, group_reduction='sum', normalizer=None)
     for group in list(graph.get_all_groups(root_module_types=list(_layers))):
         root = group[0].dep
         go = _least(graph, group, sparsity, multiple, importance) if _can_go(graph, group, whole, fixed) else []
-        for m, side, channels in _members(graph, graph.get_pruning_group(root.target.module, root.handler, go)) if go else ():
-            plan.setdefault(names[m], {'in': set(), 'out': set()})[side].update(channels)
+        _add(plan, [(names[m], m, side, channels) for m, side, channels in _members(graph, graph.get_pruning_group(root.target.module, root.handler, go))] if go else [])
     for branch in (f'{n}.{k}' for n in blocks for k, b in model.get_submodule(n).named_children() if k.startswith('branch') and len(b)):
         net, inner = model.get_submodule(branch), [s[len(branch) + 1:] for s in skip if s.startswith(f'{branch}.')]
         if not _is_named(branch, skip): plan.update({f'{branch}.{k}': go for k, go in prune_plan(net, torch.zeros(1, net[0].in_channels, 16, 16), sparsity, inner, multiple).items()})
     return plan
 
-# %% ../../nbs/deploy/02_prune.ipynb #15fac9fd
+# %% ../../nbs/deploy/02_prune.ipynb #5518e57c
+def _add(plan, members):
+    "Note what goes, unless a layer would have nothing left"
+    gone = lambda n, side: plan.get(n, {}).get(side, set())
+    if any(len(gone(n, side) | set(channels)) >= layer_width(m)[-1 if isinstance(m, _norm) else ('in', 'out').index(side)] for n, m, side, channels in members): return
+    for n, _, side, channels in members: plan.setdefault(n, {'in': set(), 'out': set()})[side].update(channels)
+
+# %% ../../nbs/deploy/02_prune.ipynb #695e9c4d
 def _stay(n, gone): return torch.tensor([i for i in range(n) if i not in gone], dtype=torch.long)
 
 def _index(layer, go):
@@ -148,7 +162,7 @@ def _index(layer, go):
     weight = (a[:, None], b[None]) if getattr(layer, 'transposed', False) else (b[:, None], columns)
     return [len(a), len(b), groups][:len(layer_width(layer))], dict(weight=weight, bias=(b,))
 
-# %% ../../nbs/deploy/02_prune.ipynb #20d673f1
+# %% ../../nbs/deploy/02_prune.ipynb #b11f1f24
 def _cut(layer, go):
     "Take channels out of a layer"
     width, index = _index(layer, go)
@@ -167,7 +181,7 @@ def _mask(layer, go):
             new[at] = t[at]
             t.copy_(new)
 
-# %% ../../nbs/deploy/02_prune.ipynb #e401cdc2
+# %% ../../nbs/deploy/02_prune.ipynb #40591d49
 @dataclass
 class PrunedModel:
     "A network with fewer channels, the same one with zeros, and how to build the first again"
@@ -209,7 +223,7 @@ def _difference(masked, compact, example, tolerance):
     if worst <= tolerance*max(1, largest): return worst
     raise InputError(f'the network cannot be pruned as a whole: masked and compact outputs differ by {worst:.2g} where they reach {largest:.2g}. Name the part whose channels are mixed in "skip"')
 
-# %% ../../nbs/deploy/02_prune.ipynb #8288bdd3
+# %% ../../nbs/deploy/02_prune.ipynb #2310ad51
 @dataclass
 class PruneReport:
     "A network before and after, side by side"
@@ -252,7 +266,7 @@ def prune_report(
     with torch.no_grad(): times = side_by_side([lambda m=m: m(x) for m in nets], rounds)
     return PruneReport(parameters=tuple(map(parameter_count, nets)), macs=tuple(mac_count(m, *shape) for m in nets), sizes=tuple(map(_bytes, nets)), times=tuple(times), shape=tuple(shape), **known)
 
-# %% ../../nbs/deploy/02_prune.ipynb #84c440ff
+# %% ../../nbs/deploy/02_prune.ipynb #ba288fe2
 _carried = ('system', 'classes', 'normalisation', 'input_size', 'thresholds')
 
 def save_pruned(
@@ -278,7 +292,7 @@ def pruned_path(
     if output.absolute() == Path(source).absolute(): raise InputError(f"\"output\" is the checkpoint '{source}' itself: choose another name")
     return output
 
-# %% ../../nbs/deploy/02_prune.ipynb #66167bb3
+# %% ../../nbs/deploy/02_prune.ipynb #86ec9fea
 def prune_checkpoint(
     source,            # Path of a checkpoint, or what `load_checkpoint` gave
     output='',         # File to write; '' for the name of `source` with .pruned before its ending
