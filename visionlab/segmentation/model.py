@@ -32,7 +32,7 @@ class SegmentationNet(nn.Module):
         symbols = torch.compiler.is_compiling()     # on the way to ONNX sizes are symbols, and nothing may depend on their values
         if not symbols: check_shape('images', x, 'B,3,H,W')
         h,w = x.shape[-2:]
-        bottom,right = (-(-n//self.multiple)*self.multiple - n for n in (h, w))
+        bottom,right = ((n + self.multiple - 1)//self.multiple*self.multiple - n for n in (h, w))     # of positive numbers, which onnxruntime divides alike
         if not symbols: bottom,right = max(bottom, self.least - h),max(right, self.least - w)
         if symbols or bottom or right: x = F.pad(x, (0, right, 0, bottom), mode='replicate')
         try: maps = self.net(x)
