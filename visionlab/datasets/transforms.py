@@ -111,7 +111,7 @@ class TextCrop(A.DualTransform):
         keypoints[:,:2] = keypoints[:,:2] @ matrix[:2,:2].T + matrix[:2,2]
         return keypoints
 
-# %% ../../nbs/datasets/03_transforms.ipynb #66acea20
+# %% ../../nbs/datasets/03_transforms.ipynb #7a72dd4c
 MIN_READABLE = .97 # Share of its area a word must keep for its transcript to be right
 
 def clip_words(
@@ -130,6 +130,7 @@ def clip_words(
         if (high <= 0).any() or low[0] >= width-1 or low[1] >= height-1: continue
         parts = clip_polygon(p, width-1, height-1)
         shares = [polygon_area(q)/max(polygon_area(p), 1e-9) for q in parts]
+        if texts is not None and max(shares, default=0) >= MIN_READABLE: parts,shares = [p.clip((0,0), (width-1,height-1))], [1.]   # the corners stay the corners
         kept += parts; flags += [bool(ign) or s < min_visible for s in shares]; says += [text if s >= MIN_READABLE else '' for s in shares]
     return (kept, np.array(flags, bool)) if texts is None else (kept, np.array(flags, bool), says)
 

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FOTSMaps', 'FOTSTargets', 'show_fots_targets', 'roi_rotate', 'roi_widths', 'FOTSConfig', 'Charset', 'fots_system',
            'FOTS', 'FOTSAnswer', 'Rejector', 'frames_with_text', 'decode_fots', 'CTCReader', 'LetterModel', 'Lexicon',
-           'read_lexicon', 'FOTSLoss', 'fots_samples', 'fots_dataloaders', 'show_fots_batch', 'FOTSItems']
+           'read_lexicon', 'FOTSLoss', 'fots_samples', 'fots_dataloaders', 'show_fots_batch', 'FOTSItems',
+           'fots_learner', 'FOTSTrainer', 'FOTSEvaluator']
 
 # %% ../../nbs/fots/index.ipynb #03e7fb8a
 from ..core.front_door import lazy_names
@@ -18,7 +19,8 @@ __getattr__, __dir__ = lazy_names(__name__, dict(targets='FOTSMaps FOTSTargets s
     decode='decode_fots',
     reader='CTCReader LetterModel Lexicon read_lexicon',
     loss='FOTSLoss',
-    data='fots_samples fots_dataloaders show_fots_batch FOTSItems'))
+    data='fots_samples fots_dataloaders show_fots_batch FOTSItems',
+    learner='fots_learner FOTSTrainer FOTSEvaluator'))
 
 # %% ../../nbs/fots/index.ipynb #80f93cbe
-_all_ = ['FOTSMaps', 'FOTSTargets', 'show_fots_targets', 'roi_rotate', 'roi_widths', 'FOTSConfig', 'Charset', 'fots_system', 'FOTS', 'FOTSAnswer', 'Rejector', 'frames_with_text', 'decode_fots', 'CTCReader', 'LetterModel', 'Lexicon', 'read_lexicon', 'FOTSLoss', 'fots_samples', 'fots_dataloaders', 'show_fots_batch', 'FOTSItems']
+_all_ = ['FOTSMaps', 'FOTSTargets', 'show_fots_targets', 'roi_rotate', 'roi_widths', 'FOTSConfig', 'Charset', 'fots_system', 'FOTS', 'FOTSAnswer', 'Rejector', 'frames_with_text', 'decode_fots', 'CTCReader', 'LetterModel', 'Lexicon', 'read_lexicon', 'FOTSLoss', 'fots_samples', 'fots_dataloaders', 'show_fots_batch', 'FOTSItems', 'fots_learner', 'FOTSTrainer', 'FOTSEvaluator']
