@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ONNX_FORMAT', 'deploy_package', 'ExportPart', 'export_parts', 'OnnxNet', 'parity', 'OnnxExport', 'export_onnx',
-           'part_path', 'onnx_metadata', 'onnx_checkpoint', 'onnx_predictor', 'any_checkpoint']
+           'part_path', 'onnx_metadata', 'onnx_checkpoint', 'onnx_predictor', 'any_predictor', 'any_checkpoint']
 
-# %% ../../nbs/deploy/00_onnx.ipynb #c0683fc4
+# %% ../../nbs/deploy/00_onnx.ipynb #ce5e2928
 import contextlib
 import importlib
 import io
@@ -32,6 +32,7 @@ from ..core.systems import find_system
 from ..core.tables import text_table
 from ..inference.predictor import Predictor
 from ..inference.predictor import checkpoint_system
+from ..inference.predictor import load_predictor
 from ..training.checkpoint import FORMAT
 from ..training.checkpoint import FORMAT_VERSION
 from ..training.checkpoint import PARTS
@@ -237,7 +238,7 @@ def part_path(
     path = Path(path)
     return path.with_suffix(f'.{name}{path.suffix}') if name else path
 
-# %% ../../nbs/deploy/00_onnx.ipynb #b8a78a9f
+# %% ../../nbs/deploy/00_onnx.ipynb #ef4db5ae
 def onnx_metadata(
     path, # ONNX file that `export_onnx` wrote
 ) -> dict: # What it says about itself
@@ -267,6 +268,14 @@ def onnx_predictor(
     "The predictor of an ONNX file; nothing else is needed"
     checkpoint = onnx_checkpoint(path, 'cpu' if device == 'auto' else device)
     return find_system(checkpoint['system']).load('predictor')(checkpoint, device='cpu', **options)
+
+def any_predictor(
+    path,              # Checkpoint, or ONNX file
+    device:str='auto', # auto, cpu, cuda, cuda:N or mps; for ONNX cpu or cuda, and auto is cpu
+    **options,         # Settings of the system's decoding that take the place of stored ones
+) -> Predictor:        # Ready for images
+    "The predictor of a checkpoint or of an ONNX file"
+    return (onnx_predictor if Path(path).suffix.lower() == '.onnx' else load_predictor)(path, device, **options)
 
 def any_checkpoint(
     path, # Checkpoint, or ONNX file
