@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TruthForModel', 'FRCNNBatchLoss', 'FreezePhase', 'LateSchedule', 'split_detections', 'undo_detections',
            'FRCNNEvaluator', 'plt_axes', 'training_boxes', 'validation_boxes', 'frcnn_learner', 'padded_truth',
-           'FRCNNStepTrainer', 'frcnn_meta', 'FasterRCNNTrainer', 'built_model']
+           'FRCNNStepTrainer', 'frcnn_meta', 'FasterRCNNTrainer', 'decided_batchnorm', 'built_model']
 
 # %% ../../nbs/frcnn/07_learner.ipynb #72aae4b8
 import numpy as np
@@ -267,8 +267,8 @@ class FRCNNStepTrainer(nn.Module):
         self.optimizer.step()
         return losses
 
-# %% ../../nbs/frcnn/07_learner.ipynb #78b2aaf4
-_FRCNN_FIELDS = ('backbone', 'feature_stride', 'dilate', 'head', 'head_width', 'roi_layer', 'fpn', 'anchor_scales', 'anchor_ratios', 'fpn_scales', 'center_offset', 'start_epoch')
+# %% ../../nbs/frcnn/07_learner.ipynb #e90e3aab
+_FRCNN_FIELDS = ('backbone', 'feature_stride', 'dilate', 'head', 'head_width', 'roi_layer', 'fpn', 'anchor_scales', 'anchor_ratios', 'fpn_scales', 'center_offset', 'freeze_bn', 'start_epoch')
 
 def frcnn_meta(learn):
     "What a checkpoint needs for predictions, besides weights and settings"
@@ -276,7 +276,7 @@ def frcnn_meta(learn):
     return dict(classes=list(learn.dls.vocab), normalisation=dict(mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD)), input_size=list(c.input_shape),
                 thresholds=dict(eval_score=c.eval_score, eval_nms=c.eval_nms, show_score=c.show_score, show_nms=c.show_nms))
 
-# %% ../../nbs/frcnn/07_learner.ipynb #d39d0a44
+# %% ../../nbs/frcnn/07_learner.ipynb #a5a83b3d
 class FasterRCNNTrainer(Trainer):
     "A run in a folder from settings; from a network and an optimiser, a `FRCNNStepTrainer`"
     def __new__(cls, config=None, *args, **kwargs):
@@ -292,6 +292,7 @@ class FasterRCNNTrainer(Trainer):
         **kwargs,        # Passed on to `frcnn_learner`
     ):
         config = as_config(FasterRCNNConfig, config)
+        if config.freeze_bn is None: config = replace_config(config, freeze_bn=decided_batchnorm(config))
         seed_everything(config.seed)
         dls = dls if dls is not None else frcnn_dataloaders(config)
         self.classes = tuple(dls.vocab)
@@ -324,14 +325,20 @@ class FasterRCNNTrainer(Trainer):
         if self.learn.evaluator and not self.stopped_by_hand and self.best.exists(): self.save_pictures()
         return self
 
+def decided_batchnorm(
+    config:FasterRCNNConfig, # Settings whose `freeze_bn` is None
+) -> bool:                   # Is BatchNorm kept in this run?
+    "What `freeze_bn` None means, once and for all: a run that is resumed does as it did before"
+    before = load_checkpoint(config.resume_checkpoint, 'frcnn')['config'].get('freeze_bn') if config.resume_checkpoint else None
+    return keeps_batchnorm(config) if before is None else before
+
 def built_model(
     config:FasterRCNNConfig, # Settings
     num_classes:int,         # Classes, background not counted
 ):                           # `FasterRCNN`
     "The network of a run; weights that a checkpoint brings are not fetched first"
-    net = frcnn_model(replace_config(config, pretrained=config.pretrained and not (config.resume_checkpoint or config.finetune_checkpoint)), num_classes)
-    net.freeze_bn = keeps_batchnorm(config)
-    return net.freeze_backbone(False)
+    lent = config.resume_checkpoint or config.finetune_checkpoint
+    return frcnn_model(replace_config(config, pretrained=config.pretrained and not lent, freeze_bn=keeps_batchnorm(config)), num_classes)
 
 # %% ../../nbs/frcnn/07_learner.ipynb #7fd2a370
 @patch
