@@ -6,7 +6,7 @@
 __all__ = ['StepPlan', 'RoundLoader', 'short_message', 'ResumableLearner', 'is_training_run', 'TrainingCallback', 'loss_parts',
            'LossParts', 'RunState', 'load_run', 'second_name', 'CheckpointCallback', 'EarlyStopper',
            'NonFiniteLossError', 'name_files', 'non_finite_error', 'NonFiniteStop', 'NonFiniteValidationStop',
-           'amp_dtype', 'Autocast', 'Accumulate', 'one_cycle', 'plateau_drops', 'EpochSchedule']
+           'amp_dtype', 'whole_floats', 'Autocast', 'Accumulate', 'one_cycle', 'plateau_drops', 'EpochSchedule']
 
 # %% ../../nbs/training/01_callbacks.ipynb #61d2f6d0
 import math,os,shutil,time
@@ -398,6 +398,15 @@ def amp_dtype(
     if amp is not True: return dict(bf16=torch.bfloat16, fp16=torch.float16)[amp]
     return torch.bfloat16 if device.type == 'cpu' or torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
 
+def whole_floats(
+    x, # Tensor, None, or tuples, lists and dicts of them, named tuples among them
+):     # The same, with floating point tensors in 32 bits
+    "What a network gave in half precision, for a loss in single precision"
+    if isinstance(x, torch.Tensor): return x.float() if x.is_floating_point() else x
+    if isinstance(x, dict): return type(x)({k: whole_floats(v) for k,v in x.items()})
+    if isinstance(x, (tuple, list)): return type(x)(*map(whole_floats, x)) if hasattr(x, '_fields') else type(x)(map(whole_floats, x))
+    return x
+
 class Autocast(MixedPrecision):
     "Mixed precision on the device the data is on"
     def __init__(self,
@@ -416,6 +425,7 @@ class Autocast(MixedPrecision):
     def before_batch(self):
         self.autocast.__enter__()
         self.entered = True
+    def after_pred(self): self.learn.pred = whole_floats(self.pred)
     def close(self):
         if self.entered: self.autocast.__exit__(None, None, None)
         self.entered = False
