@@ -6,7 +6,8 @@
 __all__ = ['FOTSMaps', 'FOTSTargets', 'show_fots_targets', 'roi_rotate', 'roi_widths', 'FOTSConfig', 'Charset', 'fots_system',
            'FOTS', 'FOTSAnswer', 'Rejector', 'frames_with_text', 'decode_fots', 'CTCReader', 'LetterModel', 'Lexicon',
            'read_lexicon', 'FOTSLoss', 'fots_samples', 'fots_dataloaders', 'show_fots_batch', 'FOTSItems',
-           'fots_learner', 'FOTSTrainer', 'FOTSEvaluator']
+           'fots_learner', 'FOTSTrainer', 'FOTSEvaluator', 'fots_predictor', 'evaluate_fots', 'fots_demo',
+           'SpottedText']
 
 # %% ../../nbs/fots/index.ipynb #03e7fb8a
 from ..core.front_door import lazy_names
@@ -20,7 +21,8 @@ __getattr__, __dir__ = lazy_names(__name__, dict(targets='FOTSMaps FOTSTargets s
     reader='CTCReader LetterModel Lexicon read_lexicon',
     loss='FOTSLoss',
     data='fots_samples fots_dataloaders show_fots_batch FOTSItems',
-    learner='fots_learner FOTSTrainer FOTSEvaluator'))
+    learner='fots_learner FOTSTrainer FOTSEvaluator',
+    predict='fots_predictor evaluate_fots fots_demo SpottedText'))
 
 # %% ../../nbs/fots/index.ipynb #80f93cbe
-_all_ = ['FOTSMaps', 'FOTSTargets', 'show_fots_targets', 'roi_rotate', 'roi_widths', 'FOTSConfig', 'Charset', 'fots_system', 'FOTS', 'FOTSAnswer', 'Rejector', 'frames_with_text', 'decode_fots', 'CTCReader', 'LetterModel', 'Lexicon', 'read_lexicon', 'FOTSLoss', 'fots_samples', 'fots_dataloaders', 'show_fots_batch', 'FOTSItems', 'fots_learner', 'FOTSTrainer', 'FOTSEvaluator']
+_all_ = ['FOTSMaps', 'FOTSTargets', 'show_fots_targets', 'roi_rotate', 'roi_widths', 'FOTSConfig', 'Charset', 'fots_system', 'FOTS', 'FOTSAnswer', 'Rejector', 'frames_with_text', 'decode_fots', 'CTCReader', 'LetterModel', 'Lexicon', 'read_lexicon', 'FOTSLoss', 'fots_samples', 'fots_dataloaders', 'show_fots_batch', 'FOTSItems', 'fots_learner', 'FOTSTrainer', 'FOTSEvaluator', 'fots_predictor', 'evaluate_fots', 'fots_demo', 'SpottedText']
