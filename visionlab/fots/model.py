@@ -125,6 +125,11 @@ class FOTS(nn.Module):
         letters, widths = self.read(answer.features, boxes[words[:, 0], words[:, 1]], words[:, 0])
         return answer._replace(letters=letters, widths=widths, words=words)
 
+    def traced_forward(self, images):
+        "Maps and rejector with the gradient's way left open, for `visionlab.deploy.prune`"
+        levels = self.backbone(images)
+        return self.maps(levels)[:4] + ((self.rejector(levels[1]),) if self.rejector is not None else ())
+
     def maps(self,
         levels,      # C2..C5 of the backbone
     ) -> FOTSAnswer: # Without letters
