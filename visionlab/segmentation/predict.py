@@ -280,20 +280,20 @@ def evaluate_segmentation(
     if not used: raise InputError(f'none of the {len(samples)} images can be used, the first: {report.entries[0]}')
     return SegmentationEvaluation(matrix.score(config.protocol), matrix, used, report, time.perf_counter() - start)
 
-# %% ../../nbs/segmentation/05_predict.ipynb #9e1f953b
-SEGMENTATION_DEMO = dict(name='segmentation-demo', val_ratio=.1, patch_size=160, encoder='resnet18', pretrained=False, classes=4, epochs=8, batch_size=8, lr=3e-3, adam_eps=1e-6, loss='ce+dice', amp=True,
+# %% ../../nbs/segmentation/05_predict.ipynb #c60c76de
+SEGMENTATION_DEMO = dict(name='segmentation-demo', val_ratio=.1, patch_size=112, encoder='resnet18', pretrained=False, classes=4, epochs=14, batch_size=8, lr=3e-3, adam_eps=1e-6, loss='ce+dice', amp=True,
                          num_workers=0, show_images_interval=0, patience=0)
 
 def segmentation_demo(
     output_dir='output', # Folder for the data, the run and the picture
     seed:int=42,         # Seed of everything random, 0 or above
-    n_train:int=240,     # Training scenes
+    n_train:int=320,     # Training scenes
     n_test:int=40,       # Unseen scenes
     **settings,          # `SegmentationConfig` fields that take the place of the demo's
 ) -> SegmentationEvaluation:
     "Train on toy scenes, evaluate on unseen ones, draw what was found"
     settings = {**SEGMENTATION_DEMO, **settings}
-    toy = make_toy_masks(Path(output_dir)/'toy-masks', n_train=n_train, n_test=n_test, size=(160, 160), classes=settings['classes'])
+    toy = make_toy_masks(Path(output_dir)/'toy-masks', n_train=n_train, n_test=n_test, size=(112, 112), classes=settings['classes'])
     config = SegmentationConfig(**{**dict(train_path=(f'{toy}/train',), output_dir=str(output_dir), seed=seed), **settings})
     trainer,start = SegmentationTrainer(config),time.perf_counter()
     trainer.train()
