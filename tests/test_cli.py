@@ -541,10 +541,21 @@ def test_demo(done, monkeypatch):
     assert any(not torch.equal(a['model'][k], b['model'][k]) for k in a['model'])
 
 
+@covers('evaluate.model', 'evaluate.batches_before_train', 'evaluate.lexicon', 'evaluate.beam', 'evaluate.prune', 'predict.lexicon', 'predict.beam')
+def test_options_of_systems_that_read(done, refused, best, toy):
+    "What FOTS makes of them is tested in test_fots_learner; a system that does not read has no use for them"
+    a = done('evaluate', best, '--data', toy/'test')
+    for words in (('--model', best), ('--pretrain-model', best, '--batches-before-train', 1)): assert done('evaluate', *words, '--test-folder-sample', toy/'test') == a
+    for option in (('--lexicon', 'strong'), ('--beam', 3), ('--prune',)): assert f'{option[0]} is nothing that pan knows here' in refused('evaluate', best, *option)
+    for option in (('--lexicon', 'a.txt'), ('--beam', 3)): assert f'has no setting "{option[0][2:]}"' in refused('predict', best, '--source', toy/'test/img', *option)
+    assert 'two checkpoints' in refused('evaluate', best, '--model', 'other.pth')
+    assert 'at least 1' in refused('evaluate', best, '--beam', 0) and 'at least 1' in refused('evaluate', best, '--batches-before-train', 0)
+
+
 # Mistakes in the words
 
 @pytest.mark.parametrize('line,said', [
-    ('trian pan', "Did you mean 'train'?"), ('train', 'needs a system, one of: multilabel, pan'), ('train fots', "no system 'fots' here, only multilabel, pan"), ('train pam', "Did you mean 'pan'?"), ('demo fots', "no system 'fots'"),
+    ('trian pan', "Did you mean 'train'?"), ('train', 'needs a system, one of: fots, frcnn, multilabel, pan'), ('train yolo', "no system 'yolo' here, only fots, frcnn, multilabel, pan"), ('train pam', "Did you mean 'pan'?"), ('demo yolo', "no system 'yolo'"),
     ('train pan', '`train_path` is empty'), ('train pan --epoch 3', 'Did you mean --epochs?'), ('train pan 3', "'3' belongs to no option"),
     ('train pan --lr fast', "needs a number, got 'fast'"), ('train pan --lr', 'needs a number, got nothing'), ('train pan --lr 0', '`lr` must be above 0'), ('train pan --epochs 2.5', "needs a whole number, got '2.5'"),
     ('train pan --shuffle maybe', 'is a switch'), ('train pan --scale 1', 'needs 2 values'), ('train pan --scale 2 1', '`scale` is a smallest and a largest'), ('train pan --batch-size 0', 'at least 1'),

@@ -9,6 +9,7 @@ __all__ = ['EvaluateOptions', 'PredictOptions', 'CheckOptions', 'ConvertOptions'
 # %% ../../nbs/cli/00_app.ipynb #31606f76
 import contextlib
 import csv
+import inspect
 import json
 import os
 import re
@@ -44,7 +45,14 @@ class EvaluateOptions:
     device:str = 'auto'          # auto, cpu, cuda, cuda:N or mps
     batch_size:int = 1           # Images that go through the network together, 1 or above
     min_score:float|None = None  # Least score of a result, 0 to 1; None for the one stored in the checkpoint
+    lexicon:str|None = None      # For systems that read: file with a word a line, or strong or weak for lists of the set's own words; None: none
+    beam:int|None = None         # For systems that read: readings that are followed up at a time, 1 or above; None for the one of the checkpoint
+    prune:bool = False           # Say that the checkpoint is a pruned one, and be refused where it is not
+    batches_before_train:int = 1 # What a training script asks for here, too; an evaluation takes no steps, so nothing depends on it
+    model:str = ''               # The checkpoint, for who would rather name it here than as the first word
     save:str = ''                # JSON file for the figures, "" for none
+
+    aliases = dict(pretrain_model='model', test_folder_sample='data') # Names that people know from elsewhere
 
     def __post_init__(self): _check_options(self)
 
@@ -60,6 +68,8 @@ class PredictOptions:
     patch_size:int|None = None       # Side that images are scaled to, px; None for the one of the checkpoint
     classes:int|None = None          # Number of classes, to be compared with the checkpoint; None: whatever it has
     encoder:str|None = None          # Name of the encoder, to be compared with the checkpoint; None: whatever it has
+    lexicon:str|None = None          # For systems that read: file with a word a line that readings are drawn to; None for the one of the checkpoint
+    beam:int|None = None             # For systems that read: readings that are followed up at a time, 1 or above; None for the one of the checkpoint
     tile:int|None = None             # Side of the pieces in which an image goes through the network, px, for systems that can; None: in one piece
     max_frames:int = 0               # Frames of each video or stream, 0 for all
     view_img:bool = False            # Show each result in a window; q closes it and ends the run
@@ -97,7 +107,7 @@ class DemoOptions:
 # %% ../../nbs/cli/00_app.ipynb #858089dd
 def _check_options(options):
     "Raise `InputError` for the first number outside its range"
-    for name, limits in dict(batch_size=dict(low=1, kind=int), seed=dict(low=0, kind=int), min_score=dict(low=0, high=1), max_frames=dict(low=0, kind=int), val_ratio=dict(low=0, below=1), patch_size=dict(low=1, kind=int), tile=dict(low=1, kind=int), classes=dict(low=1, kind=int)).items():
+    for name, limits in dict(batch_size=dict(low=1, kind=int), seed=dict(low=0, kind=int), min_score=dict(low=0, high=1), max_frames=dict(low=0, kind=int), val_ratio=dict(low=0, below=1), patch_size=dict(low=1, kind=int), tile=dict(low=1, kind=int), classes=dict(low=1, kind=int), beam=dict(low=1, kind=int), batches_before_train=dict(low=1, kind=int)).items():
         if getattr(options, name, None) is not None: check_range(name, getattr(options, name), **limits)
 
 # %% ../../nbs/cli/00_app.ipynb #705510ca
@@ -142,13 +152,16 @@ def _demo(words):
     system.load('demo')(**vars(options))
 
 def _evaluate(words):
-    path, words = _first(words, 'evaluate', 'CHECKPOINT')
+    first, words = (words[0], words[1:]) if words and words[0] and not words[0].startswith('-') else ('', words)
     options = parse_args(EvaluateOptions, words, prog='visionlab evaluate CHECKPOINT', description='Score a checkpoint on data with ground truth.')
+    path = _one_checkpoint(first, options.model, 'evaluate')
     from visionlab.deploy.onnx import any_checkpoint
     _check_target('save', options.save)
     system, checkpoint = any_checkpoint(path)
-    given = {} if options.min_score is None else dict(min_score=options.min_score)    # a system that knows no such cut is not asked for it
-    score = system.load('evaluate')(checkpoint, data=options.data, device=options.device, batch_size=options.batch_size, **given)
+    given = {k: v for k in ('min_score', 'lexicon', 'beam', 'prune') if (v := getattr(options, k)) is not None and v is not False}    # a system that knows no such thing is not asked for it
+    evaluate = system.load('evaluate')
+    _check_known(evaluate, given, system)
+    score = evaluate(checkpoint, data=options.data, device=options.device, batch_size=options.batch_size, **given)
     print(score)
     if options.save: write_json(options.save, score.to_dict())
 
@@ -268,11 +281,17 @@ def _predict(words):
     print(f'{answers.summary(files, streams)} answered, results in {out}')
     if stopped: raise KeyboardInterrupt
 
-def _one_checkpoint(first, model):
+def _one_checkpoint(first, model, command='predict'):
     "The checkpoint that was named, as the first word or with --model"
     if first and model and first != model: raise InputError(f"two checkpoints are named, '{first}' and --model '{model}': give one of them")
-    if not first and not model: raise InputError(f'visionlab predict needs CHECKPOINT as its first word, or --model CHECKPOINT, for instance: visionlab predict {_examples["CHECKPOINT"]} --source scans')
+    if not first and not model: raise InputError(f'visionlab {command} needs CHECKPOINT as its first word, or --model CHECKPOINT, for instance: visionlab {command} {_examples["CHECKPOINT"]}{" --source scans" if command == "predict" else ""}')
     return first or model
+
+def _check_known(function, options, system):
+    "Raise `InputError` for an option that a system's function has no use for"
+    known = inspect.signature(function).parameters
+    wrong = [] if any(p.kind is p.VAR_KEYWORD for p in known.values()) else [k for k in options if k not in known]
+    if wrong: raise InputError(f'--{wrong[0].replace("_", "-")} is nothing that {system.name} knows here: leave it out')
 
 # %% ../../nbs/cli/00_app.ipynb #675f9ee2
 def _nothing(files, streams, report):
@@ -284,7 +303,7 @@ def _nothing(files, streams, report):
 # %% ../../nbs/cli/00_app.ipynb #8df17fa8
 def _given(options):
     "Options for the system's predictor, without those left out"
-    return {k: getattr(options, k) for k in ('min_score', 'patch_size', 'classes', 'encoder', 'tile') if getattr(options, k) is not None}
+    return {k: getattr(options, k) for k in ('min_score', 'patch_size', 'classes', 'encoder', 'lexicon', 'beam', 'tile') if getattr(options, k) is not None}
 
 # %% ../../nbs/cli/00_app.ipynb #4d50b6f6
 def _grouped(frames, batch_size):

@@ -1,0 +1,177 @@
+"""FOTS trains, goes on, is judged and used: half by half and whole, resumed to the bit, from other weights, with the script's own commands."""
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from visionlab.cli.app import main
+from visionlab.core.checks import InputError
+from visionlab.core.config import replace_config
+from visionlab.datasets.readers import read_text_samples
+from visionlab.datasets.toy import make_toy_text, toy_text_page, toy_text_scene
+from visionlab.fots.config import FOTSConfig
+from visionlab.fots.data import fots_dataloaders
+from visionlab.fots.learner import FOTSEvaluator, FOTSTrainer, find_spots, fots_learner, fots_model, settled_start
+from visionlab.fots.model import FOTSAnswer
+from visionlab.fots.predict import evaluate_fots, fots_predictor, read_spotting_data
+from visionlab.fots.targets import FOTSTargets
+from visionlab.inference import load_predictor
+from visionlab.training.checkpoint import load_checkpoint, save_checkpoint
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope='module')
+def toy(tmp_path_factory): return make_toy_text(tmp_path_factory.mktemp('fots')/'toy', n_train=8, n_test=4, size=(128, 128), pages=2)
+
+
+@pytest.fixture
+def config(toy, tmp_path):
+    return FOTSConfig(train_path=(f'{toy}/train',), val_path=(f'{toy}/test',), short_side=128, input_size=96, test_size=128, batch_size=4, accumulate=1, epochs=1, num_workers=0, backbone='shufflenetv2',
+                      width=4, reader_width=4, pretrained=False, device='cpu', output_dir=str(tmp_path/'out'), tensorboard=False)
+
+
+@pytest.fixture(scope='module')
+def run(toy, tmp_path_factory):
+    "A finished run with all heads"
+    folder = tmp_path_factory.mktemp('run')
+    words = f'train fots --train-path {toy}/train --val-path {toy}/test --short-side 128 --input-size 96 --test-size 128 --batch-size 4 --batches-before-train 2 --epoch 2 --num-workers 0 --backbone shufflenetv2 --width 4'
+    assert main([*words.split(), '--reader-width', '4', '--rejector', '--no-pretrained', '--device', 'cpu', '--save-dir', str(folder), '--no-tensorboard']) == 0
+    return folder/'fots'
+
+
+def test_the_run_is_whole(run):
+    ck = load_checkpoint(run/'latest.pth', 'fots')
+    row = ck['history'][-1]
+    assert {'hmean', 'accuracy', 'one_minus_ned', 'end_to_end', 'word_spotting', 'train_read_loss', 'train_score_loss', 'train_shape_loss', 'train_angle_loss', 'train_text_loss'} <= set(row)
+    assert ck['best']['metric'] == 'end_to_end' and 'min_score' in ck['thresholds'] and ck['config']['accumulate'] == 2
+    assert len(ck['model']['reader.letters.counts']) > 20
+
+
+@pytest.mark.parametrize('half, parts', [(dict(read=False), {'score_loss', 'shape_loss', 'angle_loss'}), (dict(detect=False), {'read_loss'})])
+def test_each_half_alone(config, half, parts):
+    trainer = FOTSTrainer(replace_config(config, **half), progress='none').train()
+    row = trainer.history[-1]
+    assert {k[6:] for k in row if k.startswith('train_') and k != 'train_loss'} == parts
+    assert trainer.learn.run_state.metric == ('hmean' if 'read' in half else 'accuracy')
+    score = evaluate_fots(trainer.best, device='cpu')
+    assert (score.words is None, score.reading is None) == ('detect' in half, 'read' in half) and repr(score) and score._repr_html_()
+
+
+def test_a_resumed_run_is_the_same_to_the_bit(config):
+    c = replace_config(config, epochs=3, accumulate=2, plateau=0, lr=.01)
+    whole = FOTSTrainer(replace_config(c, name='whole'), progress='none').train()
+    first = FOTSTrainer(replace_config(c, epochs=2), progress='none').train()
+    again = FOTSTrainer(replace_config(c, pretrain_model=str(first.latest), continue_training=True), progress='none').train()
+    assert again.folder == first.folder and again.start == 2
+    a, b = load_checkpoint(whole.latest), load_checkpoint(again.latest)
+    for k, v in a['model'].items(): assert torch.equal(v, b['model'][k]), k
+    assert a['history'] == b['history']
+
+
+@pytest.mark.parametrize('texts', [[], ['###'], ['ü'], ['']])
+def test_batches_without_a_readable_word(config, tmp_path, texts):
+    for d in ('img', 'gt'): (tmp_path/'set'/d).mkdir(parents=True)
+    for i in range(4):
+        cv2.imwrite(str(tmp_path/f'set/img/img_{i}.jpg'), toy_text_scene(i, size=128)[0])
+        (tmp_path/f'set/gt/gt_img_{i}.txt').write_text(''.join(f'10,10,80,10,80,40,10,40,{t}\n' for t in texts), encoding='utf-8')
+    c = replace_config(config, train_path=str(tmp_path/'set'), val_path=(), val_ratio=0, epochs=2)
+    with np.errstate(all='raise'), pytest.warns(UserWarning) if texts in ([], ['###']) else pytest.MonkeyPatch.context():
+        trainer = FOTSTrainer(c, progress='none').train()
+    assert all(np.isfinite(list(map(float, (v for v in r.values() if v is not None)))).all() for r in trainer.history)
+    if texts == ['ü']: assert 'character outside the charset' in (trainer.folder/'report.txt').read_text()
+
+
+def test_what_a_run_may_begin_with(config, run, tmp_path):
+    ck = load_checkpoint(run/'latest.pth')
+    widths = {k: ck[k] for k in ck if k not in ('format', 'format_version', 'version')}
+    save_checkpoint(tmp_path/'small.pth', **{**widths, 'pruned': dict(widths={}), 'optimizer': None})
+    new = lambda **kw: settled_start(replace_config(config, **kw))
+    with pytest.raises(InputError, match='holds a pruned network: give `prune`'): new(pretrain_model=str(tmp_path/'small.pth'))
+    with pytest.raises(InputError, match='is not: leave `prune` out'): new(pretrain_model=str(run/'latest.pth'), prune=True)
+    c, line = new(pretrain_model=str(tmp_path/'small.pth'), prune=True, continue_training=True, width=8)
+    assert c.width == 4 and c.rejector and not c.pretrained and not c.resume_checkpoint and 'no unfinished run' in line
+    c, line = new(pretrain_model=str(run/'latest.pth'), continue_training=True, epochs=9)
+    assert c.resume_checkpoint == str(run/'latest.pth') and c.finetune_checkpoint == '' and line == ''
+    assert new(ngpus=0)[0].device == 'cpu'
+    torch.save(fots_model(config).state_dict(), tmp_path/'bare.pth')
+    assert FOTSTrainer(replace_config(config, pretrain_model=str(tmp_path/'bare.pth')), progress='none').start == 0
+    with pytest.raises(InputError): new(pretrain_model=str(tmp_path/'bare.pth'), prune=True)
+    with pytest.raises(FileNotFoundError): new(pretrain_model='nowhere.pth')
+
+
+def test_perfect_maps_are_found_in_a_scaled_image(toy, config):
+    "An image of 128 px searched at 160 px: words come back in px of the image"
+    c = replace_config(config, test_size=160)
+    for s in read_text_samples(toy/'test')[0]:
+        score, distances, angle, _ = (torch.from_numpy(t) for t in FOTSTargets()([p*1.25 for p in s.polygons], s.ignore, 160, 160))
+        maps = FOTSAnswer(20*score[None].float() - 10, distances, angle[None])
+        for cut in (None, .6):
+            r, quads = find_spots(maps, c, (128, 128), cut)
+            for p in r.polygons: assert min(np.abs(p - q).max() for q in s.polygons) < 8       # rectangles around slanted quads
+            np.testing.assert_allclose([(q/1.25).clip(0, 128) for q in quads], r.polygons, atol=1e-3)
+
+
+def test_evaluation_and_its_switches(run, toy, tmp_path):
+    plain = evaluate_fots(run/'best.pth', toy/'test', device='cpu', reject_below=0)
+    assert plain.skipped == 0 and plain.to_dict()['images'] == 4 and len(plain.results) == 4
+    none = evaluate_fots(run/'best.pth', toy/'test', device='cpu', reject_below=1.)
+    assert (none.skipped, none.figures['recall']) == (4, 0) and none.wrongly == sum(bool((~s.ignore).any()) for s in none.samples)
+    assert none.figures['accuracy'] == plain.figures['accuracy']            # true places are read whatever the rejector says
+    (tmp_path/'words.txt').write_text('hotel\npolice\n')
+    few = evaluate_fots(run/'best.pth', toy/'test', device='cpu', reject_below=0, lexicon=tmp_path/'words.txt', min_score=.01)
+    assert {t for r in few.results for t in r.texts} <= {'hotel', 'police', ''} and few.spots['end_to_end'].n_pred <= few.words.n_pred
+    beam = evaluate_fots(run/'best.pth', toy/'test', device='cpu', beam=3, reject_below=0)
+    assert beam.reading.n == plain.reading.n
+    with pytest.raises(InputError, match='has no option'): evaluate_fots(run/'best.pth', toy/'test', encoder='x')
+
+
+def test_word_images_are_read_and_not_searched(run, config, tmp_path):
+    folder = tmp_path/'crops'
+    folder.mkdir()
+    lines = []
+    for i in range(4):
+        image, polys, texts, _ = toy_text_page(i)
+        (x0, y0), (x1, y1) = polys[0].min(0).astype(int).clip(0), polys[0].max(0).astype(int)
+        cv2.imwrite(str(folder/f'word_{i+1}.jpg'), image[y0:y1, x0:x1]); lines.append(f'word_{i+1}.jpg, "{texts[0]}"')
+    (folder/'gt.txt').write_text('\n'.join(lines))
+    assert len(read_spotting_data(folder)) == 4
+    score = evaluate_fots(run/'best.pth', folder, device='cpu', reject_below=0)
+    assert (score.reading.n, len(score.results)) == (4, 0)
+    trainer = FOTSTrainer(replace_config(config, train_path=str(folder), val_path=str(folder), detect=False), progress='none').train()
+    result = load_predictor(trainer.best, device='cpu')(folder/'word_1.jpg')
+    assert len(result) == len(result.texts) == 1
+
+
+def test_a_film_with_the_rejector(run, tmp_path, capsys):
+    film = cv2.VideoWriter(str(tmp_path/'film.mp4'), cv2.VideoWriter_fourcc(*'mp4v'), 5, (128, 128))
+    for i in range(4): film.write(toy_text_scene(i, size=128)[0])
+    film.release()
+    assert main(['predict', str(run/'best.pth'), '--source', str(tmp_path/'film.mp4'), '--output-dir', str(tmp_path/'out'), '--save-video', '--text', '--device', 'cpu']) == 0
+    rows = [json.loads(l) for l in (tmp_path/'out/predictions.jsonl').read_text().splitlines()]
+    assert len(rows) == 4 and all('texts' in r and len(r['texts']) == len(r['polygons']) for r in rows) and (tmp_path/'out/film.mp4').stat().st_size > 0
+
+
+def test_the_scripts_of_the_document(run, toy, capsys):
+    code = main(f'evaluate --test-folder-sample {toy}/test --batch-size 1 --batches-before-train 1 --pretrain-model {run}/best.pth --device cpu'.split())
+    assert code == 0 and 'end-to-end' in capsys.readouterr().out
+    for words, said in ((f'evaluate {run}/best.pth --data {toy}/test --prune --device cpu', 'leave `prune` out'), (f'predict {run}/best.pth --source {toy}/test/img --lexicon nowhere.txt', 'nowhere.txt'),
+                        (f'train fots --pretrain-model {run}/best.pth --prune --train-path {toy}/train', 'leave `prune` out'), (f'train fots --train-path {toy}/train --ngpus 2', 'one process'),
+                        ('train fots --device cpu', 'nothing to train on'), (f'train fots --train-path {toy}/train --continue-training', 'give `pretrain_model`')):
+        assert main(words.split()) == 2
+        err = capsys.readouterr().err
+        assert said in err and err.count('\n') == 1, err
+
+
+def test_show_results_and_predictor_refuse(run, config):
+    learn = fots_learner(fots_dataloaders(config), config, progress='none')
+    learn.evaluator.reset()
+    learn.show_results(max_n=2)
+    assert FOTSEvaluator(replace_config(config, detect=False)).names == ('accuracy', 'one_minus_ned')
+    ck = load_checkpoint(run/'best.pth')
+    for bad, why in ((dict(min_score=7), 'min_score'), (dict(beam=0), 'beam'), (dict(tile=3), 'no option `tile`'), (dict(prune=True), 'leave `prune` out')):
+        with pytest.raises(InputError, match=why): fots_predictor(ck, 'cpu', **bad)
+    ck['model'].pop('last.0.weight')
+    with pytest.raises(InputError, match='do not fit'): fots_predictor(ck, 'cpu')
