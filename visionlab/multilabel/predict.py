@@ -210,7 +210,7 @@ def evaluate_multilabel(
     if not used: raise InputError(f'none of the {n} images can be used, the first: {report.entries[0]}')
     return MultilabelEvaluation(MultilabelScore(np.stack(logits), label_matrix(used, names), names, cuts), used, report, time.perf_counter() - start)
 
-# %% ../../nbs/multilabel/05_predict.ipynb #1ab6afda
+# %% ../../nbs/multilabel/05_predict.ipynb #0fd770fa
 MULTILABEL_DEMO = dict(name='multilabel-demo', val_ratio=.1, input_size=64, model='resnet18', pretrained=False, epochs=8, batch_size=32, lr=3e-3, weight_decay=.01, rotate=5., flip=0., lr_scheduler='OneCycleLR',
                        num_workers=0, show_images_interval=0, patience=0, metrics='mAP')
 
@@ -239,9 +239,10 @@ def demo_cards(
     checkpoint,                 # The checkpoint it is of
     n:int=9,                    # Images
 ) -> np.ndarray:                # uint8 (H,W,3)
-    "The first images with truth and answer"
+    "Images from the whole of the data set with truth and answer"
     predictor,cards = multilabel_predictor(load_checkpoint(checkpoint)),[]
-    for (path,image,r),s in zip(stream_results(predictor, [s.path for s in found.samples[:n]], 8), found.samples):
+    few = found.samples[::max(1, len(found.samples)//n)][:n]      # a folder of one label follows another: the first images would all be of one
+    for (path,image,r),s in zip(stream_results(predictor, [s.path for s in few], 8), few):
         right = set(r.labels) == set(s.labels)
         cards.append(label_card(image, [f'truth: {" + ".join(s.labels) or "none"}', (f'{r!r}', (150, 240, 170) if right else (255, 150, 120))]))
     return picture_sheet(cards)

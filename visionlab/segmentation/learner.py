@@ -127,7 +127,7 @@ class TrainingScores(TrainingCallback):
         protocol = 'micro' if 'micro' in self.settings.protocol else 'macro'
         self.learn.loss_parts.means.update({f'train_{n}': mean_score(n, *four, protocol) for n in ('iou', 'dice')})
 
-# %% ../../nbs/segmentation/04_learner.ipynb #4309c398
+# %% ../../nbs/segmentation/04_learner.ipynb #336b02be
 def pixel_row(
     image,                     # uint8 (H,W,3)
     truth,                     # Classes (H,W), `IGNORED_PIXEL` where nothing counts
@@ -135,7 +135,9 @@ def pixel_row(
     config:SegmentationConfig, # Settings: classes, class_names
     note='',                   # Line in the corner
 ) -> np.ndarray:               # uint8 (H,3W,3)
-    "Image, truth and prediction side by side"
+    "Image, truth and prediction side by side; pixels that do not count are left bare in both"
+    truth = np.asarray(truth)
+    found = np.where(truth == IGNORED_PIXEL, IGNORED_PIXEL, np.asarray(found))
     names = config.class_names if config.classes > 1 and config.class_names else None
     paint = lambda m: draw_mask(image, np.asarray(m).astype(np.int64), names=names, colors=mask_colors(config))
     return np.concatenate([draw_notes(image, note) if note else np.asarray(image), paint(truth), paint(found)], axis=1)
