@@ -26,7 +26,7 @@ class System:
     check:str=''     # of the function that reports on a data set
     demo:str=''      # of the function that shows it on the embedded set
     evaluate:str=''  # of the function that measures a checkpoint on a data set
-    export:str=''    # of the function that gives the networks of a checkpoint that go to ONNX; '': the one of its predictor
+    export:str=''    # of the class that divides the network of a checkpoint into parts for ONNX, see `visionlab.deploy.onnx`; '': it goes as a whole
     prune:str=''     # of the function that prunes a checkpoint, as `visionlab.deploy.prune.prune_checkpoint` does; '': that one
 
     def load(self,

@@ -49,10 +49,10 @@ def deploy_package(
         if e.name != module.split('.')[0]: raise
         raise InputError(f"{purpose} needs the package '{e.name.replace('_', '-')}', which is not installed: pip install 'visionlab[deploy]'") from None
 
-# %% ../../nbs/deploy/00_onnx.ipynb #a4026e30
+# %% ../../nbs/deploy/00_onnx.ipynb #b693ee32
 @dataclass
 class ExportPart:
-    "A network on its way to ONNX: one tensor in, one or more out"
+    "A network on its way to ONNX: tensors in, one or more out"
     model:nn.Module               # The network, in the state it was trained to
     example:tuple                 # Shape of an input for tracing, such as (2,3,160,192)
     name:str = ''                 # '' for the main network, else what it is, such as 'reader'
@@ -60,19 +60,23 @@ class ExportPart:
     outputs:tuple = ('maps',)     # What the outputs are called
     dynamic:tuple = (0, 2, 3)     # Axes of the input that may have any size
     fixed:tuple|None = None       # Shape for a network that takes one size only; None: as `example`
+    more:tuple = ()               # Further inputs: (name, function of the first input that makes an example); their first axis is the batch
+    about:dict = field(default_factory=dict) # Facts that `join` needs, plain values
+
+    def inputs(self, x): return (x, *(make(x) for _, make in self.more))
 
 def export_parts(
     checkpoint:dict, # What `load_checkpoint` gave
 ) -> list:           # `ExportPart`s, the main network first
     "The networks in a checkpoint"
     system = find_system(checkpoint['system'])
-    if system.export: return system.load('export')(checkpoint)
+    if system.export: return system.load('export').parts(checkpoint)
     if checkpoint['config'].get('tile'): checkpoint = {**checkpoint, 'config': {**checkpoint['config'], 'tile': 0}}     # tiles are the predictor's business
     predictor = system.load('predictor')(checkpoint, device='cpu')
     channels, *size = predictor.prepare(np.zeros((192, 256, 3), np.uint8))[0].shape
     return [ExportPart(predictor.model, (2, channels, 165, 187), fixed=(2, channels, *size))]     # an even size would hide padding from the trace
 
-# %% ../../nbs/deploy/00_onnx.ipynb #6cb6229a
+# %% ../../nbs/deploy/00_onnx.ipynb #50a2ea37
 @contextlib.contextmanager
 def _quiet():
     "No remarks of libraries on standard output, as warnings or in the log"
@@ -87,10 +91,11 @@ def _quiet():
 def _traced(part, shape, axes, opset):
     "The ONNX model of a part, traced with one shape, as bytes"
     model = deepcopy(part.model).cpu().float().eval().to(memory_format=torch.contiguous_format)
-    x, sizes = torch.zeros(shape), {a: torch.export.Dim.DYNAMIC for a in axes}
+    x, free = torch.zeros(shape), torch.export.Dim.DYNAMIC
+    sizes = ({a: free for a in axes}, *({0: free} for _ in part.more))
     deploy_package('onnxscript', 'export to ONNX')
     with _quiet(), torch.no_grad():
-        program = torch.onnx.export(model, (x,), dynamo=True, dynamic_shapes=(sizes,), input_names=[part.input_name], output_names=list(part.outputs), verbose=False, opset_version=opset)
+        program = torch.onnx.export(model, part.inputs(x), dynamo=True, dynamic_shapes=sizes, input_names=[part.input_name, *(n for n, _ in part.more)], output_names=list(part.outputs), verbose=False, opset_version=opset)
         return _with_names(program.model_proto, part, axes)
 
 def _with_names(proto, part, axes):
@@ -103,7 +108,7 @@ def _with_names(proto, part, axes):
             if d.dim_param in renamed: d.dim_param = renamed[d.dim_param]
     return proto
 
-# %% ../../nbs/deploy/00_onnx.ipynb #33a4d240
+# %% ../../nbs/deploy/00_onnx.ipynb #d7afcde2
 class OnnxNet(nn.Module):
     "An ONNX model that is called like a network of torch, run by onnxruntime"
     def __init__(self,
@@ -120,15 +125,17 @@ class OnnxNet(nn.Module):
         if missing: raise InputError(f'"device": this onnxruntime has no {missing[0]}, only {", ".join(ort.get_available_providers())}. Choose device cpu, or install onnxruntime-gpu')
         try: self.session = ort.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=wanted)
         except Exception as e: raise SavedFileError(f"{_called(model)} is no ONNX model that onnxruntime can run: {_first_line(e)}") from None
-        self.wants, self.outputs = self.session.get_inputs()[0], [o.name for o in self.session.get_outputs()]
+        self.wants, *self.more = self.session.get_inputs()
 
     def forward(self,
-        x, # Float tensor of the shape that the model was exported for; sizes that were left free may be any
-    ):     # A tensor, or a tuple where the model has several outputs
+        x,     # Float tensor of the shape that the model was exported for; sizes that were left free may be any
+        *more, # Its further inputs, if it has any
+    ):         # A tensor, or a tuple where the model has several outputs
         need = [d if isinstance(d, int) else None for d in self.wants.shape]
         if len(need) != x.dim() or any(n not in (None, d) for n, d in zip(need, x.shape)):
             raise InputError(f'"{self.wants.name}" needs the shape ({",".join(map(str, self.wants.shape))}), got {tuple(x.shape)}: the ONNX file was exported for that size')
-        try: out = self.session.run(None, {self.wants.name: x.detach().cpu().float().contiguous().numpy()})
+        plain = lambda t: (t.float() if t.is_floating_point() else t).detach().cpu().contiguous().numpy()
+        try: out = self.session.run(None, {i.name: plain(t) for i, t in zip((self.wants, *self.more), (x, *more), strict=True)})
         except Exception as e: raise InputError(f'onnxruntime cannot run the model on an input of {tuple(x.shape)}: {_first_line(e)}') from None
         out = [torch.from_numpy(o).to(x.device) for o in out]
         return out[0] if len(out) == 1 else tuple(out)
@@ -136,7 +143,7 @@ class OnnxNet(nn.Module):
 def _called(model): return 'the model' if isinstance(model, bytes) else f"'{model}'"
 def _first_line(error): return ' '.join(str(error).split())[:200]
 
-# %% ../../nbs/deploy/00_onnx.ipynb #12bc1581
+# %% ../../nbs/deploy/00_onnx.ipynb #0e179414
 def parity(
     part:ExportPart,  # The network
     model:bytes,      # The ONNX model made of it
@@ -149,8 +156,8 @@ def parity(
     worst, largest = 0., 0.
     for batch, size in ((1, lambda n: n), (3, lambda n: n + n//4 + 1), (1, lambda n: (n//32 + 1)*32)):
         x = torch.randn([n if a not in axes else size(n) if a else batch for a, n in enumerate(shape)], generator=g)
-        with torch.no_grad(): want = net(x)
-        got = exported(x)
+        with torch.no_grad(): want = net(*part.inputs(x))
+        got = exported(*part.inputs(x))
         for w, o in zip(_tensors(want), _tensors(got), strict=True):
             if w.shape != o.shape: raise InputError(f'for an input of {tuple(x.shape)} torch gives {tuple(w.shape)}, the ONNX model {tuple(o.shape)}')
             worst, largest = max(worst, (w - o).abs().max().item()), max(largest, w.abs().max().item())
@@ -203,7 +210,7 @@ class OnnxExport:
         rows = [[f['name'] or 'network', str(f['path']), f"{f['bytes']/2**20:.1f} MB", f"any batch, {sizes(f)}", f"{f['difference']:.1e} of {f['largest']:.3g}"] for f in self.files]
         return text_table(['part', 'file', 'size', 'inputs', 'largest difference from torch'], rows, left=(0, 1, 3))
 
-# %% ../../nbs/deploy/00_onnx.ipynb #31a93e89
+# %% ../../nbs/deploy/00_onnx.ipynb #a4a554c5
 def export_onnx(
     source,             # Path of a checkpoint, what `load_checkpoint` gave, or a `Predictor`
     path='',            # File to write; '' for the checkpoint's name with the ending .onnx
@@ -224,7 +231,7 @@ def export_onnx(
     parts = export_parts(checkpoint)
     for part in parts:
         proto, worst, largest, dynamic = _exported(part, dynamic_size, opset, tolerance)
-        _describe(proto, dict(format=ONNX_FORMAT, format_version=str(FORMAT_VERSION), version=__version__, part=part.name, parts=[p.name for p in parts], **about, parity=dict(largest_difference=worst, largest_output=largest)))
+        _describe(proto, dict(format=ONNX_FORMAT, format_version=str(FORMAT_VERSION), version=__version__, part=part.name, parts=[p.name for p in parts], about=part.about, **about, parity=dict(largest_difference=worst, largest_output=largest)))
         file = part_path(path, part.name)
         with atomic_path(file) as temp: Path(temp).write_bytes(proto.SerializeToString())
         result.files.append(dict(name=part.name, path=file, difference=worst, largest=largest, dynamic=dynamic, shape=part.fixed or part.example, bytes=file.stat().st_size))
@@ -238,27 +245,36 @@ def part_path(
     path = Path(path)
     return path.with_suffix(f'.{name}{path.suffix}') if name else path
 
-# %% ../../nbs/deploy/00_onnx.ipynb #ef4db5ae
+# %% ../../nbs/deploy/00_onnx.ipynb #8a7ef8eb
+def _metadata(net, path):
+    "What the file of a loaded model says about itself"
+    found = net.session.get_modelmeta().custom_metadata_map
+    if found.get('format') != ONNX_FORMAT: raise SavedFileError(f"'{path}' is an ONNX model, and not one that visionlab exported: it does not say what it is for")
+    texts, others = ('format', 'version', 'part', 'system'), ('format_version', 'parts', 'parity', 'int8', 'about', *_kept)     # tools that rewrite a file add keys of their own
+    try: return {k: v if k in texts else json.loads(v) for k, v in found.items() if k in (*texts, *others)}
+    except json.JSONDecodeError as e: raise SavedFileError(f"'{path}' is damaged: its metadata cannot be read ({e})") from None
+
 def onnx_metadata(
     path, # ONNX file that `export_onnx` wrote
 ) -> dict: # What it says about itself
     "The metadata of an ONNX file, parsed"
-    found = OnnxNet(check_file(path, 'ONNX file')).session.get_modelmeta().custom_metadata_map
-    if found.get('format') != ONNX_FORMAT: raise SavedFileError(f"'{path}' is an ONNX model, and not one that visionlab exported: it does not say what it is for")
-    texts, others = ('format', 'version', 'part', 'system'), ('format_version', 'parts', 'parity', 'int8', *_kept)     # tools that rewrite a file add keys of their own
-    try: return {k: v if k in texts else json.loads(v) for k, v in found.items() if k in (*texts, *others)}
-    except json.JSONDecodeError as e: raise SavedFileError(f"'{path}' is damaged: its metadata cannot be read ({e})") from None
+    return _metadata(OnnxNet(check_file(path, 'ONNX file')), path)
 
 def onnx_checkpoint(
     path,              # ONNX file of the main network, that `export_onnx` wrote
     device:str='cpu',  # 'cpu', or 'cuda' where onnxruntime has it
     threads:int=None,  # Threads on the CPU; None: as many as torch uses
-) -> dict:             # Parts of a checkpoint, with the networks instead of weights
+) -> dict:             # Parts of a checkpoint, with the network itself instead of weights
     "An ONNX file as a checkpoint"
-    about = onnx_metadata(path)
+    net = OnnxNet(check_file(path, 'ONNX file'), threads, device)
+    about = _metadata(net, path)
     if about['part']: raise InputError(f"'{path}' is only the {about['part']} of a model: give the file of the main network beside it")
-    parts = {n: OnnxNet(check_file(part_path(path, n), f'{n or "ONNX"} file'), threads, device) for n in about['parts']}
-    return {**deepcopy(PARTS), **{k: about[k] for k in _kept}, 'format': FORMAT, 'format_version': FORMAT_VERSION, 'version': about['version'], 'network': parts[''], 'networks': parts}
+    nets, net.about = {'': net}, about['about']
+    for n in filter(None, about['parts']):
+        nets[n] = OnnxNet(check_file(part_path(path, n), f'{n} of the model'), threads, device)
+        nets[n].about = _metadata(nets[n], path)['about']
+    checkpoint, system = {**deepcopy(PARTS), **{k: about[k] for k in _kept}, 'format': FORMAT, 'format_version': FORMAT_VERSION, 'version': about['version'], 'networks': nets}, find_system(about['system'])
+    return {**checkpoint, 'network': system.load('export').join(nets, checkpoint) if system.export else net}
 
 def onnx_predictor(
     path,              # ONNX file that `export_onnx` wrote

@@ -97,7 +97,7 @@ class QuantizeReport:
         noise = f'; outputs differ by {self.error:.3f} of their spread on {self.unseen} unseen images' if self.unseen else ''
         return text_table(['', 'float32', 'int8', ''], rows) + f'\ncalibrated on {self.images} images{noise}'
 
-# %% ../../nbs/deploy/01_quantize.ipynb #cbd83d9a
+# %% ../../nbs/deploy/01_quantize.ipynb #5b8f1365
 def side_by_side(
     calls,           # Functions without arguments
     rounds:int=7,    # How often each is called
@@ -116,12 +116,14 @@ def output_error(
     net,     # Float network
     other,   # The same in 8 bits
     inputs,  # Tensors (1,C,h,w)
-) -> float:  # Standard deviation of the difference over the one of the float outputs
-    "How noisy the outputs have become"
-    noise, signal = [], []
+) -> float:  # Root of the mean square of the difference, over the standard deviation of the float output
+    "How noisy the outputs have become, on average over the outputs"
+    noise, signal = {}, {}
     for x in inputs:
-        for a, b in zip(_all(net(x)), _all(other(x))): noise.append((a - b).pow(2).mean().item()), signal.append(a.var(unbiased=False).item())
-    return (sum(noise)/max(sum(signal), 1e-30))**.5 if noise else float('nan')
+        for k, (a, b) in enumerate(zip(_all(net(x)), _all(other(x)))):
+            noise[k] = noise.get(k, 0) + (a - b).pow(2).mean().item()
+            signal[k] = signal.get(k, 0) + a.var(unbiased=False).item()
+    return sum((noise[k]/max(signal[k], 1e-30))**.5 for k in noise)/len(noise) if noise else float('nan')
 
 def _all(out): return [out] if isinstance(out, torch.Tensor) else list(out)
 
@@ -143,7 +145,7 @@ def score_onnx(
     "Figures of an ONNX file on data with ground truth"
     return checkpoint_figures(onnx_checkpoint(path), data, **options)
 
-# %% ../../nbs/deploy/01_quantize.ipynb #5f4b3f6d
+# %% ../../nbs/deploy/01_quantize.ipynb #a838146e
 def _calibration(path, images, n_images):
     "Prepared images for the calibration and for the comparison after it"
     checkpoint = onnx_checkpoint(path)
@@ -154,7 +156,7 @@ def _calibration(path, images, n_images):
     if len(images) < 2: raise InputError(f'"images" needs 2 images or more to calibrate on, got {len(images)}; some dozens of the kind that the network will see are usual')
     first = images[::max(1, len(images)//n_images)][:n_images] if len(images) > n_images else images[:-max(1, len(images)//5)]      # the last fifth of a few is for the comparison
     seen = {id(i) for i in first}
-    return tuple(CalibrationImages(predictor.prepare, part, predictor.model.wants.name) for part in (first, [i for i in images if id(i) not in seen][:16]))
+    return tuple(CalibrationImages(predictor.prepare, part, checkpoint['networks'][''].wants.name) for part in (first, [i for i in images if id(i) not in seen][:16]))
 
 # %% ../../nbs/deploy/01_quantize.ipynb #508ab92d
 def quantize_onnx(

@@ -111,6 +111,7 @@ def answer(self:FOTSPredictor,
 ) -> tuple:  # `FOTSAnswer`; probability of text (B,), None without a rejector
     "What the network says, after the rejector where there is one"
     if getattr(self.model, 'rejector', None) is None or not self.config.reject_below: return self.model(x), None
+    if hasattr(self.model, 'ask_first'): return self.model.ask_first(x, self.config.reject_below)     # a network of ONNX files
     return frames_with_text(self.model, x, self.config.reject_below)
 
 @patch
