@@ -12,7 +12,7 @@ __all__ = ['FOTSMaps', 'FOTSTargets', 'show_fots_targets', 'roi_rotate', 'roi_wi
 # %% ../../nbs/fots/index.ipynb #03e7fb8a
 from ..core.front_door import lazy_names
 
-# %% ../../nbs/fots/index.ipynb #027262c2
+# %% ../../nbs/fots/index.ipynb #3a0e8a17
 __getattr__, __dir__ = lazy_names(__name__, dict(targets='FOTSMaps FOTSTargets show_fots_targets',
     rotate='roi_rotate roi_widths',
     config='FOTSConfig Charset fots_system',
@@ -25,5 +25,5 @@ __getattr__, __dir__ = lazy_names(__name__, dict(targets='FOTSMaps FOTSTargets s
     predict='fots_predictor evaluate_fots fots_demo SpottedText',
     prune='prune_fots', export='FOTSExport OnnxSpotter'))
 
-# %% ../../nbs/fots/index.ipynb #80f93cbe
+# %% ../../nbs/fots/index.ipynb #810edaf8
 _all_ = ['FOTSMaps', 'FOTSTargets', 'show_fots_targets', 'roi_rotate', 'roi_widths', 'FOTSConfig', 'Charset', 'fots_system', 'FOTS', 'FOTSAnswer', 'Rejector', 'frames_with_text', 'decode_fots', 'CTCReader', 'LetterModel', 'Lexicon', 'read_lexicon', 'FOTSLoss', 'fots_samples', 'fots_dataloaders', 'show_fots_batch', 'FOTSItems', 'fots_learner', 'FOTSTrainer', 'FOTSEvaluator', 'fots_predictor', 'evaluate_fots', 'fots_demo', 'SpottedText', 'prune_fots', 'FOTSExport', 'OnnxSpotter']
