@@ -41,7 +41,7 @@ from ..inference.sources import is_video
 @dataclass(frozen=True)
 class EvaluateOptions:
     "Options of `visionlab evaluate CHECKPOINT`"
-    data:tuple[str, ...] = ()    # Data sets with ground truth; empty for the validation set of the run
+    data:tuple[str, ...] = ()    # Data sets with ground truth; empty for the run's own test images, or its validation images where it has none
     device:str = 'auto'          # auto, cpu, cuda, cuda:N or mps
     batch_size:int = 1           # Images that go through the network together, 1 or above
     min_score:float|None = None  # Least score of a result, 0 to 1; None for the one stored in the checkpoint
@@ -170,7 +170,7 @@ def _evaluate(words):
 class ExportOptions:
     "Options of `visionlab export CHECKPOINT`"
     output:str = ''                      # ONNX file to write; "" for the name of the checkpoint with the ending .onnx
-    dynamic_size:bool|None = None        # Insist on free image sizes, or on a fixed one (--no-dynamic-size); None: free where the network can
+    sizes:str = 'auto'                   # Image sizes: any (or an error), fixed, or auto for any where the network can
     opset:int = 18                       # Version of ONNX's operations, 13 or above
     tolerance:float = 1e-4               # Largest difference from torch, as a share of the largest output, above 0
     int8:bool = False                    # Write a file with 8-bit numbers too; needs --images
@@ -199,7 +199,8 @@ def _export(words):
     from visionlab.deploy.quantize import quantize_onnx
     _check_target('output', o.output)
     if o.int8: _sources_of('images', o.images)
-    done = export_onnx(check_file(path, 'CHECKPOINT'), o.output, o.dynamic_size, o.opset, o.tolerance)
+    free = dict(auto=None, any=True, fixed=False)[check_choice('sizes', o.sizes, ('auto', 'any', 'fixed'))]
+    done = export_onnx(check_file(path, 'CHECKPOINT'), o.output, free, o.opset, o.tolerance)
     print(done)
     if not o.int8: return
     small = quantize_onnx(done.path, list(o.images), n_images=o.n_images, keep=o.keep, reduce_range=o.reduce_range, data=o.data)

@@ -32,7 +32,7 @@ class MultilabelConfig(RunConfig):
     weight_decay:float = 0.3               # Decay of the weights as the optimiser defines it, 0 or above; frozen weights never decay
     amsgrad:bool|None = False              # Adam and AdamW: keep the largest second moment; None means True
     step_size:int = 10                     # StepLR: epochs between two drops, 1 or above
-    gamma:float = 0.1                      # StepLR: factor of each drop, in (0, 1]
+    gamma:float = 0.1                      # StepLR and ReduceLROnPlateau: factor of each drop, in (0, 1]
     patience:int = 350                     # Early stopping: evaluations without a better score, 0 to train to the end
     metrics:str = 'exact_match'            # What decides about the best model: exact_match, mAP or f1 of the validation images, or loss
     # Files of the run

@@ -57,7 +57,7 @@ class SegmentationConfig(RunConfig):
     adam_eps:float = 1e-3                    # Adam and AdamW: added to the root of the second moment; larger makes rarely moved weights move less, above 0
     weight_decay:float = 1e-3                # Decay of the weights as the optimiser defines it, 0 or above
     amsgrad:bool|None = False                # Adam and AdamW: keep the largest second moment; None means True
-    lr_scheduler:str = 'OneCycleLR'          # OneCycleLR (up to lr and down, by optimiser steps), StepLR, PolynomialLR or none
+    lr_scheduler:str = 'OneCycleLR'          # OneCycleLR (up to lr and down, by optimiser steps), StepLR, PolynomialLR, ReduceLROnPlateau or none
     clip_grad:float = 255.                   # Largest gradient norm, 0 for no clipping
     patience:int = 10                        # Early stopping: evaluations without a better score, 0 to train to the end
     metrics:str = 'iou'                      # What decides about the best checkpoint: iou or dice of the validation images, or loss
