@@ -165,7 +165,7 @@ def parity(
 
 def _tensors(out): return [out] if isinstance(out, torch.Tensor) else [o for o in out if o is not None]
 
-# %% ../../nbs/deploy/00_onnx.ipynb #9c15f344
+# %% ../../nbs/deploy/00_onnx.ipynb #18e2447c
 def _proven(part, shape, axes, opset, tolerance):
     "An ONNX model and its difference from torch, `InputError` where that is too large"
     proto = _traced(part, shape, axes, opset)
@@ -179,7 +179,7 @@ def _exported(part, dynamic_size, opset, tolerance):
         try: return *_proven(part, part.example, part.dynamic, opset, tolerance), True
         except Exception as e:
             if isinstance(e, InputError) and 'pip install' in str(e): raise
-            if dynamic_size: raise InputError(f'the network cannot be exported for images of any size ({_first_line(e)}): give dynamic_size=False (--no-dynamic-size)') from None
+            if dynamic_size: raise InputError(f'the network cannot be exported for images of any size ({_first_line(e)}): give dynamic_size=False (--sizes fixed)') from None
     try: return *_proven(part, part.fixed or part.example, (0,), opset, tolerance), False
     except InputError: raise
     except Exception as e: raise InputError(f'torch cannot turn this network into ONNX: {_first_line(e)}') from e

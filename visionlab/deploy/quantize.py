@@ -50,16 +50,28 @@ class CalibrationImages:
         self.i += 1
         return {self.name: self[self.i - 1].numpy()}
 
-# %% ../../nbs/deploy/01_quantize.ipynb #8810e4b5
+# %% ../../nbs/deploy/01_quantize.ipynb #ac52f65e
 _heavy = ('Conv', 'ConvTranspose', 'Gemm', 'MatMul')
+
+def _last_nodes(graph):
+    "Names of the convolutions and matrix products after which no other comes on the way to an output"
+    made = {o: n for n in graph.node for o in n.output}
+    todo, seen, found = [o.name for o in graph.output], set(), []
+    while todo:
+        node = made.get(todo.pop())
+        if node is None or id(node) in seen: continue
+        seen.add(id(node))
+        if node.op_type in _heavy: found.append(node.name)
+        else: todo += node.input
+    return found
 
 def kept_nodes(
     graph,            # `onnx` graph
-    keep=('last',),   # Names of nodes, or parts of names; 'last' for the last convolution or matrix product
+    keep=('last',),   # Names of nodes, or parts of names; 'last' for the last convolution or matrix product before each output
 ) -> list:            # Names of nodes
     "Nodes that stay in floats"
     names = [n.name for n in graph.node if n.op_type in _heavy]
-    found = {k: names[-1:] if k == 'last' else [n.name for n in graph.node if k in n.name] for k in keep}
+    found = {k: _last_nodes(graph) if k == 'last' else [n.name for n in graph.node if k in n.name] for k in keep}
     empty = next((k for k, v in found.items() if not v), None)
     if empty is not None: raise InputError(f'"keep": no node of the model has {empty!r} in its name. Some of them: {", ".join(names[:5])}')
     return sorted({n for v in found.values() for n in v})
