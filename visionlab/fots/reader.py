@@ -56,7 +56,7 @@ class CTCReader(nn.Module):
         sizes = (in_channels, w, w, 2*w, 2*w, 4*w, 4*w)
         self.convs = nn.ModuleList(ConvBNReLU(a, b, 3) for a, b in zip(sizes, sizes[1:]))
         self.ahead, self.back = (nn.LSTM(4*w, 4*w, batch_first=True) for _ in range(2))
-        self.say = nn.Linear(8*w, len(self.charset) + 1)
+        self.say = nn.Linear(12*w, len(self.charset) + 1)     # both directions, and the column itself
         self.letters = LetterModel(len(self.charset))
         init_convs(self)
 
@@ -76,7 +76,7 @@ class CTCReader(nn.Module):
     def both_ways(self, x, widths):
         "Logits from one row of features a word"
         back = turned_around(self.back(turned_around(x, widths))[0], widths)
-        return self.say(torch.cat([self.ahead(x)[0], back], dim=2))
+        return self.say(torch.cat([self.ahead(x)[0], back, x], dim=2))
 
 # %% ../../nbs/fots/05_reader.ipynb #6219ca04
 class LetterModel(nn.Module):
