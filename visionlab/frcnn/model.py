@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ResNetStages', 'keep_resolution', 'PyramidExtractor', 'RegionProposalNetwork', 'RoICut', 'RoIHead', 'MeanOver',
-           'frcnn_detections', 'two_layers', 'FasterRCNN', 'frcnn_model', 'load_torchvision_frcnn']
+           'frcnn_detections', 'two_layers', 'FasterRCNN', 'filled_places', 'frcnn_model', 'load_torchvision_frcnn']
 
 # %% ../../nbs/frcnn/06_model.ipynb #9a0da8a9
 import torch
@@ -92,7 +92,7 @@ class PyramidExtractor(nn.Module):
     ) -> list:    # Float (B,256,H/s,W/s) for s = 4, 8, 16, 32, 64
         return list(self.fpn({str(i): m for i,m in enumerate(self.body(x))}).values())
 
-# %% ../../nbs/frcnn/06_model.ipynb #bff14f14
+# %% ../../nbs/frcnn/06_model.ipynb #5a3d9537
 def _small(layer, std=.01):
     "Start a new layer with small weights and no bias"
     nn.init.normal_(layer.weight, std=std)
@@ -118,9 +118,10 @@ class RegionProposalNetwork(nn.Module):
     ) -> tuple:        # Offsets (B,A,4), scores (B,A,2), proposals (B,R,4), which are valid (B,R), anchors (A,4)
         "Look at every anchor"
         maps = features if isinstance(features, (list, tuple)) else [features]
-        flat = lambda m, k: m.permute(0, 2, 3, 1).reshape(len(m), -1, k).float()
-        hidden = [F.relu(self.conv(m), inplace=True) for m in maps]
-        locs,scores = (torch.cat([flat(layer(h), k) for h in hidden], 1) for layer,k in ((self.loc, 4), (self.score, 2)))
+        both = torch.cat([self.score.weight, self.loc.weight]),torch.cat([self.score.bias, self.loc.bias])      # one pass over the map instead of two
+        answers = [F.conv2d(F.relu(self.conv(m), inplace=True), *both).permute(0, 2, 3, 1) for m in maps]
+        parts = zip(*(a.split([len(self.score.bias), len(self.loc.bias)], -1) for a in answers))
+        scores,locs = (torch.cat([a.reshape(len(a), -1, k) for a in part], 1).float() for part,k in zip(parts, (2, 4)))
         sizes = [m.shape[-2:] for m in maps]
         anchors = self.anchors(sizes, locs.device)
         with torch.no_grad():
@@ -153,7 +154,7 @@ class RoICut(nn.Module):
         if self.layer == 'RoIPool': return roi_pool(features.float(), boxes, self.size, 1/self.stride)
         return roi_align(features.float(), boxes, self.size, 1/self.stride, sampling_ratio=2)
 
-# %% ../../nbs/frcnn/06_model.ipynb #597bb512
+# %% ../../nbs/frcnn/06_model.ipynb #c4f9352b
 class RoIHead(nn.Module):
     "The second look: scores of all classes and offsets for each of them"
     def __init__(self,
@@ -172,7 +173,9 @@ class RoIHead(nn.Module):
         image_size, # Height and width of the images, px
     ) -> tuple:     # Offsets (B,R,(C+1)*4) and scores (B,R,C+1), class 0 is background
         "Look at every proposal"
-        x = self.body(self.cut(features, rois, image_size))
+        x,first = self.cut(features, rois, image_size),next(self.body.parameters())
+        if first.ndim == 4 and first.is_contiguous(memory_format=torch.channels_last): x = x.contiguous(memory_format=torch.channels_last)    # once, not for each branch
+        x = self.body(x)
         return tuple(layer(x).float().unflatten(0, rois.shape[:2]) for layer in (self.cls_loc, self.score))
 
 class MeanOver(nn.Sequential):
@@ -234,7 +237,7 @@ def _parts(backbone, pretrained, fpn, stride, dilate, layer, head, width):
     if head == 'mlp': return ResNetStages(net, stages), channels, RoICut(layer, 7, stride), two_layers(channels, width), width
     return ResNetStages(net, stages), channels, RoICut(layer, 14, stride), MeanOver(*([] if stages == 3 else net.layer3), *net.layer4), c
 
-# %% ../../nbs/frcnn/06_model.ipynb #a9399a77
+# %% ../../nbs/frcnn/06_model.ipynb #6979dc9b
 class FasterRCNN(nn.Module):
     "Boxes and classes of the things in images"
     def __init__(self,
@@ -283,6 +286,7 @@ class FasterRCNN(nn.Module):
         self.check(images, boxes, labels)
         size,features = images.shape[-2:],self.extractor(_roomy(images))
         locs,scores,rois,valid,anchors = self.rpn(features, size, scale)
+        if not self.training: rois,valid = filled_places(rois, valid)
         if boxes is None: return self.detections(rois, valid, *self.head(features, rois, size), size)
         anchor_locs,anchor_labels = self.anchor_targets(boxes, labels, anchors, size)
         picked,target_locs,target_labels = self.roi_targets(rois, valid, boxes, labels)
@@ -291,7 +295,16 @@ class FasterRCNN(nn.Module):
         output = FRCNNOutput(locs, scores, anchor_locs, anchor_labels, roi_locs[:, :n], roi_scores[:, :n], target_locs, target_labels)
         return output if self.training else (output, self.detections(rois, valid, roi_locs[:, n:], roi_scores[:, n:], size))
 
-# %% ../../nbs/frcnn/06_model.ipynb #13f8927a
+# %% ../../nbs/frcnn/06_model.ipynb #70b1b3c0
+def filled_places(
+    rois,  # Proposals, the best first, float (B,R,4)
+    valid, # Which places are filled, bool (B,R)
+) -> tuple: # Proposals (B,R',4) and bool (B,R'), R' the largest number of an image, at least 1
+    "Proposals without the places that are empty in every image"
+    n = max(1, int(valid.sum(1).max())) if valid.shape[1] else 0
+    return rois[:, :n],valid[:, :n]
+
+# %% ../../nbs/frcnn/06_model.ipynb #e3171b5b
 def _roomy(images, least=64):
     "Images of at least 64 px in height and width, with zeros at the right and the bottom"
     h,w = images.shape[-2:]
@@ -332,7 +345,7 @@ def train(self:FasterRCNN, mode:bool=True):
         if self.freeze_bn and isinstance(m, nn.BatchNorm2d): m.eval()
     return self
 
-# %% ../../nbs/frcnn/06_model.ipynb #a3f96ed6
+# %% ../../nbs/frcnn/06_model.ipynb #5d45ab1a
 def frcnn_model(
     config:FasterRCNNConfig, # Settings
     num_classes:int,         # Classes, background not counted
@@ -345,7 +358,7 @@ def frcnn_model(
     return FasterRCNN(num_classes, c.fpn_scales if c.fpn else c.anchor_scales, c.backbone, c.pretrained, c.anchor_ratios, c.roi_layer, c.fpn, c.feature_stride, c.dilate, c.head, c.head_width, keeps_batchnorm(c), c.center_offset,
                       proposals, anchors, rois, c.loc_normalize_std, c.eval_score, c.eval_nms, c.max_detections)
 
-# %% ../../nbs/frcnn/06_model.ipynb #1c70ceb4
+# %% ../../nbs/frcnn/06_model.ipynb #263cdf92
 def _torchvision_names(name):
     "Name of a weight of `fasterrcnn_resnet50_fpn` in our network"
     import re
@@ -356,7 +369,7 @@ def _torchvision_names(name):
         if name.startswith(old): return new + name[len(old):]
     raise InputError(f'"state_dict" has a weight {name!r}, which is no part of torchvision\'s fasterrcnn_resnet50_fpn: was it made by another network?')
 
-# %% ../../nbs/frcnn/06_model.ipynb #e8cd1fa4
+# %% ../../nbs/frcnn/06_model.ipynb #4f3147d3
 def load_torchvision_frcnn(
     state_dict,         # Weights of torchvision's `fasterrcnn_resnet50_fpn`, name -> tensor
     backbone='resnet50', # Its ResNet
