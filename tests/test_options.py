@@ -322,7 +322,7 @@ def test_optimizer_moves_the_weights(run):
     assert torch.equal(ends[0], ends[4]) and all(not torch.equal(ends[0], e) for e in ends[1:4])
 
 
-@covers('lr_scheduler', 'step_size', 'gamma', 'power', 'epochs')
+@covers('lr_scheduler', 'step_size', 'gamma', 'power', 'plateau', 'epochs')
 def test_schedule(run):
     def rates(**changes): return [round(r['lr']/.001, 4) for r in run(epochs=4, **changes).history]
     assert rates() == [1, 1, 1, 1]
@@ -331,6 +331,8 @@ def test_schedule(run):
     assert rates(lr_scheduler='PolynomialLR') == pytest.approx((1 - steps)**.9, abs=1e-4)
     assert rates(lr_scheduler='PolynomialLR', power=2.) == pytest.approx((1 - steps)**2, abs=1e-4)
     assert rates(lr_scheduler='OneCycleLR') == pytest.approx([one_cycle(s, 12)[0] for s in (2, 5, 8, 11)], abs=1e-4)
+    still = lambda n: [r['lr']/1e-12 for r in run(model=nn.Conv2d(3, 6, 3, stride=4, padding=1), epochs=4, lr=1e-12, lr_scheduler='ReduceLROnPlateau', plateau=n, gamma=.5).history]
+    assert still(3) == pytest.approx([1, 1, 1, 1]) and still(0) == pytest.approx([1, 1, .5, .25])      # weights that hardly move, so a loss that does not either
 
 
 # The run
