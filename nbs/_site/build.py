@@ -305,7 +305,17 @@ def finish(site):
         text = f.read_text(encoding='utf-8')
         f.write_text(text.replace('https://unpkg.com/iframe-worker/shim', f'{up}worker.js'), encoding='utf-8')
     for name in ('sitemap.xml', 'sitemap.xml.gz'): (site/name).unlink(missing_ok=True)
+    for name in ('search.json', 'search.js'): prose_only(site/name)
     (site/'.nojekyll').write_text('')
+
+
+def prose_only(index):
+    "Leave code blocks and outputs out of the search index: names stand in titles and prose, and the file is a quarter"
+    text = index.read_text(encoding='utf-8')
+    start, end = text.index('{'), text.rindex('}') + 1
+    found = json.loads(text[start:end])
+    for item in found['items']: item['text'] = re.sub(r'<pre\b.*?</pre>', ' ', item['text'], flags=re.S)
+    index.write_text(text[:start] + json.dumps(found, ensure_ascii=False, separators=(',', ':')) + text[end:], encoding='utf-8')
 
 
 def main(out='docs'):
