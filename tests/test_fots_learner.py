@@ -13,7 +13,7 @@ from visionlab.datasets.readers import read_text_samples
 from visionlab.datasets.toy import make_toy_text, toy_text_page, toy_text_scene
 from visionlab.fots.config import FOTSConfig
 from visionlab.fots.data import fots_dataloaders
-from visionlab.fots.learner import FOTSEvaluator, FOTSTrainer, find_spots, fots_learner, fots_model, settled_start
+from visionlab.fots.learner import FOTSEvaluator, FOTSTrainer, find_spots, fots_learner, fots_model, read_turned, settled_start
 from visionlab.fots.model import FOTSAnswer
 from visionlab.fots.predict import evaluate_fots, fots_predictor, read_spotting_data
 from visionlab.fots.targets import FOTSTargets
@@ -175,3 +175,25 @@ def test_show_results_and_predictor_refuse(run, config):
         with pytest.raises(InputError, match=why): fots_predictor(ck, 'cpu', **bad)
     ck['model'].pop('last.0.weight')
     with pytest.raises(InputError, match='do not fit'): fots_predictor(ck, 'cpu')
+
+
+def test_tall_words_are_read_from_both_sides(config):
+    "A network that reads only climbing words, and words that lie: the way it is surest of is kept, and the outline begins where the writing does"
+    model = fots_model(config).eval()
+    calls = []
+    def read(features, quads, image):
+        calls.append(len(quads))
+        along = quads[:, 1] - quads[:, 0]
+        letters = torch.zeros(len(quads), 6, 96)
+        say = model.reader.charset.encode
+        for row, (x, y) in zip(letters, along.tolist()):
+            text, sure = ('lies', 9.) if abs(x) > 20 else ('up', 6.) if y < -20 else ('', 20.) if y > 20 else ('I', 2.)     # falling, it sees nothing, and is very sure of that
+            row[:, 0] = sure
+            for i, n in enumerate(say(text)[0]): row[i, n] = 2*sure
+        return letters, torch.full((len(quads),), 6)
+    model.read = read
+    quads = np.float32([[[0, 0], [60, 0], [60, 20], [0, 20]], [[70, 0], [90, 0], [90, 60], [70, 60]], [[0, 40], [10, 40], [10, 52], [0, 52]]])
+    texts, corners = read_turned(model, torch.zeros(1, 32, 32, 32), quads, config)
+    assert texts == ['lies', 'up', 'I'] and corners.tolist() == [0, 3, 0] and calls == [7]      # all ways in one batch
+    assert np.roll(quads[1], -3, axis=0).tolist() == [[70, 60], [70, 0], [90, 0], [90, 60]]
+    assert read_turned(model, torch.zeros(1, 32, 32, 32), np.zeros((0, 4, 2)), config)[0] == []

@@ -40,7 +40,7 @@ from .learner import FOTSTrainer
 from .learner import check_pruned
 from .learner import find_spots
 from .learner import fots_model
-from .learner import read_spots
+from .learner import read_turned
 from .model import FOTSAnswer
 from .model import frames_with_text
 from .reader import Lexicon
@@ -126,8 +126,8 @@ def spots(self:FOTSPredictor,
     if skipped: return nothing
     if c.detect: r, quads = find_spots(FOTSAnswer(*(m[0].float().cpu() for m in maps[:3])), c, shape, self.cut)
     else: r, quads = _whole(shape, c, nothing)
-    texts = read_spots(self.model, maps.features, quads, c, self.lexicon) if c.read else None
-    return SpottedText(r.polygons, r.scores, r.labels, r.ids, r.size, texts, p)
+    texts, corners = read_turned(self.model, maps.features, quads, c, self.lexicon) if c.read else (None, np.zeros(len(quads), int))
+    return SpottedText([np.roll(q, -k, axis=0) for q, k in zip(r.polygons, corners.tolist())], r.scores, r.labels, r.ids, r.size, texts, p)
 
 def _whole(shape, config, nothing):
     "The whole image as one word: its result and its quad in px of the network's input"
