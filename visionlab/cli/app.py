@@ -49,6 +49,8 @@ class EvaluateOptions:
     beam:int|None = None         # For systems that read: readings that are followed up at a time, 1 or above; None for the one of the checkpoint
     prune:bool = False           # Say that the checkpoint is a pruned one, and be refused where it is not
     batches_before_train:int = 1 # What a training script asks for here, too; an evaluation takes no steps, so nothing depends on it
+    images_folder:str|None = None # For detectors: folder that the file names of a COCO file start from; None for that of the run
+    results:str|None = None      # For detectors: folder for all boxes in files as COCO's and VOC's own programs take them; None for none
     model:str = ''               # The checkpoint, for who would rather name it here than as the first word
     save:str = ''                # JSON file for the figures, "" for none
 
@@ -85,6 +87,17 @@ class PredictOptions:
 class CheckOptions:
     "Options of `visionlab check SYSTEM PATH`"
     save:str = ''                    # Text file for the whole report, "" for none
+    classes_path:str|None = None     # For detectors: file with a class name a line; None for the names that the data bring
+    images_folder:str|None = None    # For detectors: folder that the file names of a COCO file start from; None for that of the file
+    resize:str|None = None           # For detectors: letterbox or short_side, as in training; None: letterbox
+    input_shape:tuple[int, int]|None = None # For detectors: height and width of the network's input, px; None: 600 600
+    short_side:int|None = None       # For detectors: wanted short side, px; None: 600
+    long_side:int|None = None        # For detectors: the long side is at most this, px; None: 1000
+    feature_stride:int|None = None   # For detectors: pixels between two places of the feature map, 16 or 8; None: 16
+    anchor_scales:tuple[float, ...]|None = None # For detectors: sides of the anchors in units of 16 px; None: 8 16 32
+    anchor_ratios:tuple[float, ...]|None = None # For detectors: heights of the anchors over their widths; None: 0.5 1 2
+
+    aliases = dict(anchors_size='anchor_scales') # Names that people know from elsewhere
 
 @dataclass(frozen=True)
 class ConvertOptions:
@@ -121,7 +134,7 @@ def _train(words):
     if trainer.stopped_by_hand: raise KeyboardInterrupt
     if not trainer.best.exists(): return
     best = shlex.quote(str(trainer.best))
-    print(f'\nEverything is in {trainer.folder}\n  visionlab evaluate {best}\n  visionlab predict {best} --source YOUR_IMAGES')
+    trainer.say(f'\nEverything is in {trainer.folder}\n  visionlab evaluate {best}\n  visionlab predict {best} --source YOUR_IMAGES')
 
 def _check(words):
     name, words = _first(words, 'check', 'SYSTEM')
@@ -129,7 +142,11 @@ def _check(words):
     path, words = _first(words, f'check {name}', 'PATH')
     options = parse_args(CheckOptions, words, prog=f'visionlab check {name} PATH', description='Report what is in a data set, and what could not be used.')
     _check_target('save', options.save)
-    report = system.load('check')(check_path(path, 'PATH'))
+    check, other = system.load('check'), dict(classes_path='names', anchor_scales='scales', anchor_ratios='ratios')
+    given = {k: v for k, v in vars(options).items() if v is not None and k != 'save'}
+    known = inspect.signature(check).parameters
+    _check_known(check, {k: v for k, v in given.items() if other.get(k, k) not in known}, system)
+    report = check(check_path(path, 'PATH'), **{other.get(k, k): v for k, v in given.items()})
     print(report.summary())
     if options.save: report.save(options.save)
 
@@ -157,8 +174,9 @@ def _evaluate(words):
     path = _one_checkpoint(first, options.model, 'evaluate')
     from visionlab.deploy.onnx import any_checkpoint
     _check_target('save', options.save)
+    _check_target('results', options.results and str(Path(options.results)/'detections.json'))
     system, checkpoint = any_checkpoint(path)
-    given = {k: v for k in ('min_score', 'lexicon', 'beam', 'prune') if (v := getattr(options, k)) is not None and v is not False}    # a system that knows no such thing is not asked for it
+    given = {k: v for k in ('min_score', 'lexicon', 'beam', 'prune', 'images_folder', 'results') if (v := getattr(options, k)) is not None and v is not False}    # a system that knows no such thing is not asked for it
     evaluate = system.load('evaluate')
     _check_known(evaluate, given, system)
     score = evaluate(checkpoint, data=options.data, device=options.device, batch_size=options.batch_size, **given)
@@ -268,12 +286,14 @@ def _predict(words):
     path = _one_checkpoint(first, options.model)
     if not options.source: raise InputError('visionlab predict needs --source: an image, a video, a folder, a pattern, a text file that lists images, an address or the number of a camera')
     from visionlab.datasets.samples import Report
-    from visionlab.deploy.onnx import any_predictor
+    from visionlab.deploy.onnx import any_checkpoint, any_predictor
     from visionlab.inference.sources import split_sources
     from visionlab.inference.streams import load_frames
     files, streams = split_sources(options.source)
     out, report = _results_folder(options, files), Report()
-    predictor = any_predictor(path, device=options.device, **_given(options))
+    given = _given(options)
+    if given: _check_known((system := any_checkpoint(path)[0]).load('predictor'), given, system)
+    predictor = any_predictor(path, device=options.device, **given)
     frames = load_frames([*files, *streams], max_frames=options.max_frames, report=report)
     with _Answers(out, options) as answers:
         stopped = _answer_all(predictor, frames, answers, options)
