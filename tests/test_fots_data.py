@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from visionlab.cli.app import main
 from visionlab.core.checks import InputError
 from visionlab.datasets.samples import Report, Sample
 from visionlab.datasets.synthtext import LPCV_FOLDERS, MergedSamples, make_toy_synthtext
 from visionlab.datasets.toy import make_toy_text, toy_text_scene
 from visionlab.datasets.word_crops import WordSheet, WordSheets, draw_sheet, is_word_folder, lay_out, parse_word_line, read_word_crops
+from visionlab.fots.checks import check_fots
 from visionlab.fots.config import Charset, FOTSConfig
 from visionlab.fots.data import FOTSItems, fots_collate, fots_dataloaders, fots_samples, is_word_crop, reading_quads, report_characters, word_numbers
 from visionlab.fots.targets import rect_quads
@@ -228,3 +230,30 @@ def test_real_scenes_and_receipts(shared):
         b = dls.one_batch()
         check_batch(b, c, 4)
         assert (b[7] > 0).any()
+
+
+@pytest.mark.parametrize('path', ['syn', 'syn/gt.mat', 'lpcv', 'toy', 'words'])
+def test_every_source_can_be_checked(data, path, capsys):
+    assert main(['check', 'fots', str(data/path)]) == 0
+    said = capsys.readouterr().out
+    assert 'words to read' in said and 'leave their image' not in said
+
+
+def test_a_check_of_much_looks_at_some(data, monkeypatch):
+    "An even part of SynthText, cut as training cuts it"
+    monkeypatch.setattr('visionlab.fots.checks.LOOKED_AT', 5)
+    report = check_fots(data/'syn')
+    assert [(p.name, len(p.samples)) for p in report.parts] == [('train', 4), ('val', 1)]
+    names = [int(s.path.stem.split('_')[1]) for p in report.parts for s in p.samples]
+    assert names[0] == 0 and max(names[:4]) == 15 and names[4] >= 16
+
+
+def test_a_check_says_what_the_reader_cannot_learn(tmp_path):
+    for i in range(30): Image.fromarray(np.full((20, 60, 3), 8*i, np.uint8) if i < 12 else np.full((60, 20, 3), 8*i, np.uint8)).save(tmp_path/f'{i}.png')
+    (tmp_path/'gt.txt').write_text('\n'.join(f'{i}.png, "{"long" if i < 12 else "tea"}"' for i in range(30)))
+    assert any('18 words' in w and 'stand on end' in w for w in check_fots(tmp_path).warnings)
+    (tmp_path/'gt.txt').write_text('\n'.join(f'{i}.png, "{"long"*9}"' for i in range(12)))
+    assert any('12 words' in w and 'fewer columns' in w for w in check_fots(tmp_path).warnings)
+    assert not check_fots(tmp_path, read_height=16).warnings
+    (tmp_path/'gt.txt').write_text('\n'.join(f'{i}.png, ""' for i in range(12)))
+    assert len(check_fots(tmp_path).reading[0][1]['letters']) == 0

@@ -161,7 +161,7 @@ def _warn(report):
     for p in report.parts:
         if not p.words: yield f'"{p.name}" has no readable word at all: {"all are ###" if p.ignored else "there is no text"}. Nothing can be learned or scored there'
         elif np.median(p.heights) < 8: yield f'half of the words in "{p.name}" are below 8 px: give larger images, or train at a larger size'
-        outside = sum(bool((q < 0).any() or (q > size).any()) for s in p.samples if s.polygons for size in [image_size(s.path)] for q in s.polygons)
+        outside = sum(bool((q < -.5).any() or (q > size).any()) for s in p.samples if s.polygons for size in [image_size(s.path)] for q in s.polygons)
         if outside > .2 * max(10, p.words + p.ignored): yield f'{outside:,} polygons of "{p.name}" leave their image: are the labels for images of another size?'
     yield from warn_of_files(report, ('unreadable image', 'image without label file', 'missing image', 'no usable label line', 'unreadable label file'))
 
@@ -177,20 +177,22 @@ def part_folders(
 def check_text_data(
     path,              # ICDAR folder, list file, or a folder with train/ and test/
     decode:bool=True,  # Decode every image? Finds cut-off files and duplicates
+    parts=None,        # (name, path, reader) of each part, a reader gives samples and the report; None: those of `part_folders`
+    kind=TextDataReport, # Class of the report
 ) -> TextDataReport:   # Print its `summary()`, or look at `show()`
     "Look through a text data set and report what is in it and what is wrong"
     path = Path(path).expanduser()
-    report, seen, failed = TextDataReport(f'Check of {path}'), {}, []
-    folders = part_folders(path)
-    for name, folder in folders:
-        try: samples, _ = read_text_samples(folder, report)
+    report, seen, failed = kind(f'Check of {path}'), {}, []
+    parts = parts or [(n, p, read_text_samples) for n, p in part_folders(path)]
+    for name, folder, read in parts:
+        try: samples, _ = read(folder, report)
         except InputError as e:
             failed.append(e)
             report.add('part cannot be read', folder, str(e).split('\n')[0])
             continue
         if decode: samples = [s for s in progress_bar(samples, f'reading {name}') if decode_image(name, s.path, report, seen) is not None]
         if samples: report.parts.append(describe_part(name, samples))
-    if len(failed) == len(folders): raise failed[0]
+    if len(failed) == len(parts): raise failed[0]
     if not report.parts: raise InputError(f'no image of "{path}" can be decoded: {report.brief()}')
     report.warnings += _warn(report)
     return report

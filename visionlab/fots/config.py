@@ -194,5 +194,5 @@ def fots_metric(
 fots_system = System(
     name='fots', title='FOTS: words at any angle, found and read',
     config='visionlab.fots.config:FOTSConfig', trainer='visionlab.fots.learner:FOTSTrainer', predictor='visionlab.fots.predict:fots_predictor',
-    check='visionlab.datasets.checks:check_text_data', demo='visionlab.fots.predict:fots_demo', evaluate='visionlab.fots.predict:evaluate_fots',
+    check='visionlab.fots.checks:check_fots', demo='visionlab.fots.predict:fots_demo', evaluate='visionlab.fots.predict:evaluate_fots',
     export='visionlab.fots.export:FOTSExport', prune='visionlab.fots.prune:prune_fots')
