@@ -214,7 +214,7 @@ def coco_file(tmp_path, **changes):
 @pytest.mark.parametrize('entry, kind', [
     (dict(category_id=3, bbox=[1, 1, 2, 2]), 'bad entry'), (dict(image_id=5, bbox=[1, 1, 2, 2]), 'bad entry'), (dict(image_id=5, category_id=3), 'bad entry'),
     (dict(image_id=5, category_id=3, bbox=None), 'bad entry'), (dict(image_id=5, category_id=3, bbox='1234x'), 'bad box'), (dict(image_id=5, category_id=3, bbox=[1, 2, 3]), 'bad box'),
-    (dict(image_id=5, category_id=3, bbox=7), 'bad box'), (dict(image_id=6, category_id=3, bbox=[1, 1, 2, 2]), 'annotation without image'), (dict(image_id=5, category_id=0, bbox=[1, 1, 2, 2]), 'unknown class'),
+    (dict(image_id=5, category_id=3, bbox=7), 'bad box'), (dict(image_id=6, category_id=3, bbox=[1, 1, 2, 2]), 'box without image'), (dict(image_id=5, category_id=0, bbox=[1, 1, 2, 2]), 'unknown class'),
     (dict(image_id=5, category_id=3, bbox=[1, 1, 0, 2]), 'box without area'), (dict(image_id=5, category_id=3, bbox=[1, 1, -3, 2]), 'box the wrong way round'),
     (dict(image_id=[5], category_id=3, bbox=[1, 1, 2, 2]), 'bad entry'), (17, 'bad entry'), (None, 'bad entry'),
 ])
@@ -228,6 +228,30 @@ def test_bad_coco_annotations_are_counted(tmp_path, entry, kind):
 def test_unusable_coco_is_one_line(tmp_path, changes):
     with pytest.raises(InputError) as e: read_coco(coco_file(tmp_path, **changes))
     assert '\n' not in str(e.value) and 'ann.json' in str(e.value)
+
+
+def test_results_of_images_with_the_same_name(tmp_path):
+    for f in ('a', 'b'): picture(tmp_path/f/'1.jpg')
+    d = dict(images=[dict(id=5, file_name='a/1.jpg'), dict(id=9, file_name='b/1.jpg')], categories=[dict(id=3, name='cat')], annotations=[dict(image_id=i, category_id=3, bbox=[1, 2, 10, 12]) for i in (5, 9)])
+    (tmp_path/'ann.json').write_text(json.dumps(d))
+    data = read_coco(tmp_path/'ann.json')
+    preds = [([[1, 2, 11, 14]], [0], [.5]), ([[3, 2, 11, 14]], [0], [.6])]
+    found = json.loads(write_coco_results(tmp_path/'found.json', data.samples, preds, data.names, truth=tmp_path/'ann.json').read_text())
+    assert [f['image_id'] for f in found] == [5, 9]
+    lines = write_voc_results(tmp_path/'r', data.samples, preds, data.names)[0].read_text().splitlines()
+    assert [l.split()[0] for l in lines] == ['a/1', 'b/1']
+    files = write_voc_results(tmp_path/'r', data.samples, [([], [], [])]*2, ('a b', 'a/b'))
+    assert len(set(files)) == 2
+    (tmp_path/'flat.json').write_text(json.dumps(dict(d, images=[dict(m, file_name='1.jpg') for m in d['images']])))
+    with pytest.raises(InputError, match='several times'): write_coco_results(tmp_path/'found.json', data.samples, preds, data.names, truth=tmp_path/'flat.json')
+
+
+def test_parts_of_coco_share_an_images_folder(tmp_path):
+    for part in ('train', 'val'):
+        picture(tmp_path/f'coco/{part}2017/{part}.jpg')
+        (tmp_path/f'instances_{part}2017.json').write_text(json.dumps(dict(images=[dict(id=1, file_name=f'{part}.jpg'), dict(id=2)], categories=[dict(id=3, name='cat')], annotations=[dict(image_id=i, category_id=3, bbox=[1, 2, 10, 12]) for i in (1, 2, 2)])))
+        data = read_coco(tmp_path/f'instances_{part}2017.json', tmp_path/'coco')
+        assert data.samples[0].path.name == f'{part}.jpg' and data.report.counts == {'bad entry': 1, 'box without image': 2} and '1 of 2 images' in data.report.summary()
 
 
 def test_coco_images_folder(tmp_path):

@@ -12,6 +12,7 @@ __all__ = ['XML_LIMIT', 'BoxData', 'usable_boxes', 'get_classes', 'read_box_line
 import os
 os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1') # or it asks the network for a newer release at every import
 import albumentations as A,cv2,numpy as np,re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -341,8 +342,8 @@ def _coco_names(d, names, file, report):
     return {i: names.index(n) for i,n in own.items() if n in names}, names, own
 
 def _coco_folders(file, images_folder):
-    if images_folder: return [check_folder(images_folder, 'images_folder')]
     stem = file.stem.rpartition('_')[2]
+    if images_folder: return [folder := check_folder(images_folder, 'images_folder'), folder/stem]
     return [file.parent, file.parent/'images', file.parent.parent/stem, file.parent.parent/'images'/stem, file.parent.parent/'images', file.parent.parent]
 
 # %% ../../nbs/datasets/11_boxes.ipynb #50b374fd
@@ -352,7 +353,7 @@ def _coco_boxes(d, file, number, own, images, names, report):
     for e in d['annotations']:
         if (a := _entry_of(e, ('image_id', 'category_id', 'bbox'), file, 'annotations', report)) is None: continue
         i, c, b = a
-        if i not in rows: report.add('annotation without image', file, f'image {i!r} is not listed; left out'); continue
+        if i not in rows: report.add('box without image', file, f'image {i!r} is not listed; left out'); continue
         if c not in number: report.add('unknown class', file, f'category {own.get(c, c)!r} is none of the {len(names)} classes.{did_you_mean(str(own.get(c, c)), names)} Box left out'); continue
         try: x, y, w, h = map(float, b)
         except (TypeError, ValueError): report.add('bad box', file, f'{str(b)[:60]} is no x, y, width, height; left out'); continue
@@ -374,12 +375,12 @@ def read_coco(
     rows, folders, seen = _coco_boxes(d, file, number, own, images, names, report), _coco_folders(file, images_folder), {}
     for i, name in images.items():
         path = next((f/name for f in folders if (f/name).is_file()), None)
-        if path is None: report.add('missing image', file, f'{name!r} is not there; left out'); continue
+        if path is None: report.add('missing image', file, f'{name!r} is not {"there" if not images_folder else f"in {images_folder}"}; left out'); continue
         if path in seen: report.add('listed twice', file, f'{name!r} is image {seen[path]!r} already; left out'); continue
         seen[path] = i
         found.append((path, [b for b,_,_ in rows[i]], [c for _,c,_ in rows[i]], [g for *_,g in rows[i]], file, None))
     if not images: raise InputError(f"'{file}' lists no image that can be used" + (f': {report.brief(start)}' if len(report) > start else ''))
-    return _finish_boxes(found, names, report, file, len(images), start)
+    return _finish_boxes(found, names, report, file, len(d['images']), start)
 
 # %% ../../nbs/datasets/11_boxes.ipynb #9e9c3424
 def find_voc_tree(
@@ -462,10 +463,17 @@ def _coco_ids(truth, samples, names):
     if truth is None: return list(range(1, len(samples) + 1)), list(range(1, len(names) + 1))
     d = _coco_lists(truth := check_file(truth, 'truth'))
     cats, by_name = {' '.join(str(c.get('name')).split()): c.get('id') for c in d['categories']}, {}
-    for m in d['images']: by_name.setdefault(Path(str(m.get('file_name'))).name, m.get('id'))
+    for m in d['images']: by_name.setdefault(Path(str(m.get('file_name'))).name, []).append(m)
     if lost := [n for n in names if n not in cats]: raise InputError(f"'{truth}' has no category {lost[0]!r}.{did_you_mean(lost[0], cats)}")
-    if lost := [s.path for s in samples if s.path.name not in by_name]: raise InputError(f"'{truth}' has no image '{lost[0].name}'")
-    return [by_name[s.path.name] for s in samples], [cats[n] for n in names]
+    return [_coco_image(s.path, by_name.get(s.path.name, []), truth) for s in samples], [cats[n] for n in names]
+
+def _coco_image(path, alike, truth):
+    "COCO's number of an image, of the entries with its name"
+    shared = lambda m: next((k for k,(a,b) in enumerate(zip(path.parts[::-1], Path(str(m['file_name'])).parts[::-1])) if a != b), len(path.parts))
+    best = sorted(alike, key=shared, reverse=True)[:2]      # the same name in several folders: the most folders in common
+    if not best: raise InputError(f"'{truth}' has no image '{path.name}'")
+    if len(best) > 1 and shared(best[0]) == shared(best[1]): raise InputError(f"'{truth}' has '{path.name}' several times, and none of them is clearly '{path}': make the file names of its images longer by their folders")
+    return best[0].get('id')
 
 def write_coco_results(
     path,         # JSON file to write
@@ -502,11 +510,15 @@ def write_voc_results(
     part='test',  # Stands in the names of the files
 ) -> list:        # A file a class
     "Write detections as VOC's evaluation takes them: comp3_det_PART_CLASS.txt"
-    rows, out = {n: [] for n in names}, []
+    rows, out, used = {n: [] for n in names}, [], set()
+    images = Counter(s.path.stem for s in samples)
     for _, s, *found in _both(samples, preds):
-        for b, l, score in zip(*found): rows[names[l]].append(f'{s.path.stem} {score:.6f} ' + ' '.join(f'{v:.3f}' for v in b))
-    for n, lines in rows.items():
+        image = s.path.stem if images[s.path.stem] == 1 else f'{s.path.parent.name}/{s.path.stem}'
+        for b, l, score in zip(*found): rows[names[l]].append(f'{image} {score:.6f} ' + ' '.join(f'{v:.3f}' for v in b))
+    for k, (n, lines) in enumerate(rows.items()):
         safe = re.sub(r'[^\w.-]+', '_', n)
+        if safe in used: safe += f'-{k}'
+        used.add(safe)
         with atomic_path(Path(folder)/f'comp3_det_{part}_{safe}.txt') as p: p.write_text(''.join(l + '\n' for l in lines), encoding='utf-8', newline='\n')
         out.append(Path(folder)/f'comp3_det_{part}_{safe}.txt')
     return out
