@@ -1,4 +1,5 @@
 "From files to padded batches of boxes, the toy set, the data reports: what goes in and what comes out"
+import json
 import shutil
 from pathlib import Path
 import numpy as np, pytest, torch
@@ -187,3 +188,25 @@ def test_check_of_a_set_without_boxes(toy, tmp_path):
     report.summary(); report._repr_html_()
     import matplotlib.pyplot as plt
     report.show(); plt.close('all')
+
+
+def test_check_takes_the_settings_of_a_run(toy, tmp_path, capsys):
+    from visionlab.cli.app import main
+    from visionlab.datasets.boxes import read_voc, write_coco_truth
+    data = read_voc(toy, 'train')
+    file = write_coco_truth(tmp_path/'elsewhere.json', data.samples, data.names)
+    d = json.loads(file.read_text())
+    for m in d['images']: m['file_name'] = Path(m['file_name']).name
+    file.write_text(json.dumps(d))
+    (tmp_path/'names.txt').write_text('\n'.join(data.names[:1]))
+    assert main(['check', 'frcnn', str(file)]) == 2 and 'missing image' in capsys.readouterr().err
+    words = ['--images-folder', str(toy/'JPEGImages'), '--input-shape', '96', '128', '--feature-stride', '8', '--anchor-scales', '1.5', '3', '--anchor-ratios', '1', '--classes-path', str(tmp_path/'names.txt')]
+    assert main(['check', 'frcnn', str(file), *words]) == 0
+    out = capsys.readouterr().out
+    assert '128x96 px", stride 8'.replace('"', '') in out and '1.5 3' in out and '24 48' in out and 'unknown class' in out
+    assert main(['check', 'frcnn', str(toy), '--resize', 'short_side', '--short-side', '120', '--long-side', '200']) == 0 and 'short side of 120 px, at most 200' in capsys.readouterr().out
+    for bad, word in (('--feature-stride 32', 'feature_stride'), ('--resize squash', 'letterbox'), ('--anchor-scales 0', 'scales')):
+        assert main(['check', 'frcnn', str(toy), *bad.split()]) == 2
+        err = capsys.readouterr().err
+        assert word in err and err.count('\n') == 1
+    assert main(['check', 'pan', str(toy), '--feature-stride', '8']) == 2 and '--feature-stride is nothing that pan knows' in capsys.readouterr().err
