@@ -17,6 +17,7 @@ from visionlab.training.checkpoint import restore_model
 from visionlab.training.checkpoint import save_checkpoint
 
 pytest.importorskip('torch_pruning')
+from visionlab.deploy import quantize
 from visionlab.deploy.prune import prune_checkpoint
 from visionlab.deploy.prune import prune_model
 
@@ -189,3 +190,13 @@ def test_fine_tuning_and_resume(tmp_path):
     assert layer_widths(on.learn.model)['net.layer1.0.conv1'] == [32, 32, 1]
     for k, v in load_checkpoint(on.latest)['model'].items(): assert torch.equal(v, ck['model'][k]), k
     with pytest.raises(InputError, match='cannot be resumed'): MultilabelTrainer(config(name='fourth', epochs=2, resume_checkpoint=str(tmp_path/'small.pth')), progress='none')
+
+
+def test_scores_before_and_after_are_figures(monkeypatch):
+    "Neither the cut nor the seconds that stand beside them, and those of both protocols of a detector"
+    class Score:
+        def to_dict(self): return dict(hmean=.5, min_score=.8, seconds=3., images=4, classes=dict(cat=dict(ap=.1)), voc=dict(map=.4, iou=.5, images=4))
+    class Other:
+        def load(self, part): return lambda checkpoint, data, device: Score()
+    monkeypatch.setattr(quantize, 'find_system', lambda name: Other())
+    assert quantize.checkpoint_figures(dict(system='other'), ['x']) == {'hmean': .5, 'voc map': .4}

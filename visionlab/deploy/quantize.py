@@ -140,6 +140,8 @@ def output_error(
 def _all(out): return [out] if isinstance(out, torch.Tensor) else list(out)
 
 # %% ../../nbs/deploy/01_quantize.ipynb #12facf0e
+_beside = ('min_score', 'threshold', 'iou', 'seconds')     # settings and times that stand beside the figures of a score
+
 def checkpoint_figures(
     checkpoint:dict, # What `load_checkpoint` or `onnx_checkpoint` gave
     data,            # Data sets with ground truth, paths
@@ -147,7 +149,8 @@ def checkpoint_figures(
 ) -> dict:           # Name -> figure
     "Figures of a checkpoint on data with ground truth, by its system's own evaluation"
     found = find_system(checkpoint['system']).load('evaluate')(checkpoint, data=data, device='cpu', **options).to_dict()
-    return {k: v for k, v in found.items() if isinstance(v, float)}
+    parts = {'': found, **{f'{k} ': v for k, v in found.items() if isinstance(v, dict)}}     # a detector is judged by two protocols
+    return {f'{part}{k}': v for part, d in parts.items() for k, v in d.items() if isinstance(v, float) and k not in _beside}
 
 def score_onnx(
     path,           # ONNX file of a system
