@@ -15,6 +15,7 @@ from visionlab.core.checks import InputError
 from visionlab.core.config import replace_config
 from visionlab.core.settings import RunConfig
 from visionlab.core.systems import find_system, system_names
+from visionlab.datasets.boxes import read_voc, write_coco_truth
 from visionlab.datasets.toy_boxes import make_toy_boxes
 from visionlab.frcnn import (AnchorTargetCreator, FasterRCNN, FasterRCNNConfig, FasterRCNNLoss, FasterRCNNTrainer, FRCNNOutput, ProposalCreator, ProposalTargetCreator, evaluate_frcnn, frcnn_dataloaders,
                              frcnn_learner, frcnn_model, frcnn_samples, load_torchvision_frcnn)
@@ -501,6 +502,15 @@ def test_commands(toy, tmp_path, capsys):
     best = tmp_path/'runs/frcnn/best.pth'
     assert main(['evaluate', str(best), '--data', str(toy), '--device', 'cpu', '--save', str(tmp_path/'s.json')]) == 0
     assert 'COCO' in capsys.readouterr().out and {'voc', 'coco'} <= set(json.loads((tmp_path/'s.json').read_text()))
+    data = read_voc(toy, 'test')
+    truth = json.loads(write_coco_truth(tmp_path/'truth.json', data.samples, data.names).read_text())
+    for m in (*truth['images'], *truth['annotations']): m['id' if 'file_name' in m else 'image_id'] += 70
+    for m in truth['images']: m['file_name'] = m['file_name'].rpartition('/')[2]
+    (tmp_path/'truth.json').write_text(json.dumps(truth))
+    assert main(['evaluate', str(best), '--data', str(tmp_path/'truth.json'), '--images-folder', str(toy/'JPEGImages'), '--results', str(tmp_path/'results'), '--device', 'cpu', '--min-score', '0']) == 0
+    found = json.loads((tmp_path/'results/detections.json').read_text())
+    assert found and {f['image_id'] for f in found} <= {m['id'] for m in truth['images']} and {f.name for f in (tmp_path/'results').glob('comp3*')} == {f'comp3_det_test_{n}.txt' for n in data.names}
+    capsys.readouterr()
     out = tmp_path/'out'
     assert main(['predict', str(best), '--source', str(toy/'JPEGImages'), '--output-dir', str(out), '--device', 'cpu', '--min-score', '.01', '--text', '--batch-size', '4']) == 0
     lines = [json.loads(l) for l in (out/'predictions.jsonl').read_text().splitlines()]
@@ -511,6 +521,13 @@ def test_commands(toy, tmp_path, capsys):
     for bad, word in ((['train', 'frcnn'], 'train_path'), (['predict', str(best), '--source', str(toy/'JPEGImages'), '--classes', '20'], 'number of classes is 2'), (['train', 'frcnn', '--backbone', 'resnet19'], 'resnet1')):
         assert main(bad) == 2
         assert word in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('command,said', [('export', 'Faster R-CNN cannot be exported to ONNX'), ('prune', 'Faster R-CNN cannot be pruned')])
+def test_what_leaves_python_says_so_in_one_line(trained, tmp_path, capsys, command, said):
+    assert main([command, str(trained.best), '--output', str(tmp_path/('a.onnx' if command == 'export' else 'a.pth'))]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith(f'visionlab: {said}') and err.count('\n') == 1 and not out and not list(tmp_path.iterdir())
 
 
 # A GPU, where there is one

@@ -169,4 +169,5 @@ frcnn_system = System(
     name='frcnn', title='Faster R-CNN: objects, their classes and boxes',
     config='visionlab.frcnn.config:FasterRCNNConfig', trainer='visionlab.frcnn.learner:FasterRCNNTrainer',
     predictor='visionlab.frcnn.predict:frcnn_predictor', check='visionlab.frcnn.checks:check_frcnn',
-    demo='visionlab.frcnn.predict:frcnn_demo', evaluate='visionlab.frcnn.predict:evaluate_frcnn')
+    demo='visionlab.frcnn.predict:frcnn_demo', evaluate='visionlab.frcnn.predict:evaluate_frcnn',
+    export='visionlab.frcnn.predict:FRCNNExport', prune='visionlab.frcnn.predict:prune_frcnn')
