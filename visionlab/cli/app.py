@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['EvaluateOptions', 'PredictOptions', 'CheckOptions', 'ConvertOptions', 'DemoOptions', 'ExportOptions', 'PruneOptions',
-           'help_text', 'main']
+           'help_text', 'completion_table', 'completion_script', 'main']
 
-# %% ../../nbs/cli/00_app.ipynb #31606f76
+# %% ../../nbs/cli/00_app.ipynb #17f1c10a
 import contextlib
 import csv
 import inspect
@@ -19,7 +19,9 @@ import time
 import unicodedata
 import warnings
 from dataclasses import dataclass
+from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 from fastcore.basics import patch
 from .. import __version__
@@ -37,7 +39,7 @@ from ..core.systems import system_names
 from ..inference.sources import hide_login
 from ..inference.sources import is_video
 
-# %% ../../nbs/cli/00_app.ipynb #de76045a
+# %% ../../nbs/cli/00_app.ipynb #efefe9d4
 @dataclass(frozen=True)
 class EvaluateOptions:
     "Options of `visionlab evaluate CHECKPOINT`"
@@ -117,13 +119,13 @@ class DemoOptions:
 
     def __post_init__(self): _check_options(self)
 
-# %% ../../nbs/cli/00_app.ipynb #858089dd
+# %% ../../nbs/cli/00_app.ipynb #c571360e
 def _check_options(options):
     "Raise `InputError` for the first number outside its range"
     for name, limits in dict(batch_size=dict(low=1, kind=int), seed=dict(low=0, kind=int), min_score=dict(low=0, high=1), max_frames=dict(low=0, kind=int), val_ratio=dict(low=0, below=1), patch_size=dict(low=1, kind=int), tile=dict(low=1, kind=int), classes=dict(low=1, kind=int), beam=dict(low=1, kind=int), batches_before_train=dict(low=1, kind=int)).items():
         if getattr(options, name, None) is not None: check_range(name, getattr(options, name), **limits)
 
-# %% ../../nbs/cli/00_app.ipynb #705510ca
+# %% ../../nbs/cli/00_app.ipynb #4ef67192
 def _train(words):
     name, words = _first(words, 'train', 'SYSTEM')
     system = find_system(name)
@@ -183,7 +185,7 @@ def _evaluate(words):
     print(score)
     if options.save: write_json(options.save, score.to_dict())
 
-# %% ../../nbs/cli/00_app.ipynb #67412aa7
+# %% ../../nbs/cli/00_app.ipynb #d46083a3
 @dataclass(frozen=True)
 class ExportOptions:
     "Options of `visionlab export CHECKPOINT`"
@@ -207,7 +209,7 @@ class PruneOptions:
     multiple:int = 1                     # The number of channels left is a multiple of this, 1 or above
     data:tuple[str, ...] = ()            # Data sets with ground truth: scores before and after
 
-# %% ../../nbs/cli/00_app.ipynb #21ab2356
+# %% ../../nbs/cli/00_app.ipynb #1d328d6c
 def _export(words):
     path, words = _first(words, 'export', 'CHECKPOINT')
     o = parse_args(ExportOptions, words, prog='visionlab export CHECKPOINT', description='Write the networks of a checkpoint as ONNX.')
@@ -258,7 +260,7 @@ def _typed(words, name, cls):
         if option.startswith('--') and option[2:].replace('-', '_') in names: value = behind if equals else '' if following.startswith('--') else following
     return value
 
-# %% ../../nbs/cli/00_app.ipynb #13c1d520
+# %% ../../nbs/cli/00_app.ipynb #e0f6cb27
 def _first(words, command, what):
     "The first word, which is no option, and the others"
     if words and words[0] and not words[0].startswith('-'): return words[0], words[1:]
@@ -268,7 +270,7 @@ def _first(words, command, what):
     if set(words) & {'-h', '--help'}: return '', words
     raise InputError(f'visionlab {command} needs {what} as its first word, for instance: visionlab {command} {_examples.get(what, what)}')
 
-_examples = dict(CHECKPOINT='output/pan/best.pth', PATH='my_data/train', FORMAT='voc VOCdevkit/VOC2007')
+_examples = dict(CHECKPOINT='output/pan/best.pth', PATH='my_data/train', FORMAT='voc VOCdevkit/VOC2007', SHELL='bash')
 
 # %% ../../nbs/cli/00_app.ipynb #ae9ca9a5
 def _check_target(name, path):
@@ -279,7 +281,7 @@ def _check_target(name, path):
     if not parent.is_dir(): raise InputError(f"`{name}`: '{path}' cannot be made, because '{parent}' is a file")
     if not os.access(parent, os.W_OK): raise InputError(f"`{name}`: '{path}' cannot be made, because '{parent}' may not be written")
 
-# %% ../../nbs/cli/00_app.ipynb #6de8b235
+# %% ../../nbs/cli/00_app.ipynb #bd4484c2
 def _predict(words):
     first, words = (words[0], words[1:]) if words and words[0] and not words[0].startswith('-') else ('', words)
     options = parse_args(PredictOptions, words, prog='visionlab predict CHECKPOINT', description='Find things in images, videos and streams with a trained checkpoint.')
@@ -321,7 +323,7 @@ def _nothing(files, streams, report):
     first = report.entries[0] if len(report) else 'it gave no picture'
     return f'none of the {len(files) + len(streams)} {what} can be read, the first: {first}' if len(files) + len(streams) > 1 else str(first)
 
-# %% ../../nbs/cli/00_app.ipynb #8df17fa8
+# %% ../../nbs/cli/00_app.ipynb #ccc9eb45
 def _given(options):
     "Options for the system's predictor, without those left out"
     return {k: getattr(options, k) for k in ('min_score', 'patch_size', 'classes', 'encoder', 'lexicon', 'beam', 'tile') if getattr(options, k) is not None}
@@ -486,23 +488,76 @@ def summary(self:_Answers, files, streams):
     if films or streams: parts.append(f'{frames} frame{"s"*(frames != 1)} of ' + ' and '.join(f'{len(x)} {what}{"s"*(len(x) != 1)}' for x, what in ((films, 'video'), (streams, 'stream')) if x))
     return ' and '.join(parts)
 
-# %% ../../nbs/cli/00_app.ipynb #332931d9
+# %% ../../nbs/cli/00_app.ipynb #309d5741
 _commands = dict(
-    train=(_train, 'SYSTEM [options]', 'train on your own data'), check=(_check, 'SYSTEM PATH', 'report what is in a data set and what is wrong with it'),
-    demo=(_demo, 'SYSTEM', 'train, evaluate and show on embedded data, in minutes'), evaluate=(_evaluate, 'CHECKPOINT [options]', 'score a checkpoint'),
-    predict=(_predict, 'CHECKPOINT --source ...', 'find things in images, videos and streams'),
-    export=(_export, 'CHECKPOINT [options]', 'write a network as ONNX, in 8 bits too'), prune=(_prune, 'CHECKPOINT [options]', 'take channels out of a network'),
-    convert=(_convert, 'voc PATH [options]', 'write the text lines of a VOC tree'))
+    train=(_train, 'SYSTEM', 'train on your own data'), check=(_check, 'SYSTEM PATH', 'what is in data, and what is wrong'),
+    demo=(_demo, 'SYSTEM', 'train and show on embedded data'), evaluate=(_evaluate, 'CHECKPOINT', 'score a checkpoint'),
+    predict=(_predict, 'CHECKPOINT --source ...', 'answer for images, films, streams'),
+    export=(_export, 'CHECKPOINT', 'write a network as ONNX, or 8 bits'), prune=(_prune, 'CHECKPOINT', 'take channels out of a network'),
+    convert=(_convert, 'voc PATH', 'write the text lines of a VOC tree'))
 
 def help_text() -> str: # What `visionlab --help` prints
     "The whole door on one screen"
-    rows = [f'  visionlab {f"{n} {words}":36}{what}' for n, (_, words, what) in _commands.items()]
+    rows = [f'  visionlab {f"{n} {words}":33}{what}' for n, (_, words, what) in _commands.items()]
     names = system_names()
     systems = [f'  {n:{max(map(len, names)) + 2}}{find_system(n).title}' for n in names]
     return '\n'.join([f'visionlab {__version__}: vision systems to read, train and use', '', *rows, '', 'SYSTEM is one of', *systems, '',
                       '`visionlab COMMAND ... --help` lists the options with units and defaults.'])
 
-# %% ../../nbs/cli/00_app.ipynb #d64ee4d0
+# %% ../../nbs/cli/00_app.ipynb #79682a20
+def _option_names(cls):
+    "Every way to write an option of a dataclass"
+    hints,names = get_type_hints(cls),[f.name for f in fields(cls) if f.init]
+    words = [*names, *getattr(cls, 'aliases', {}), *(f'no-{n}' for n in names if hints[n] is bool), 'config', 'help']
+    return ['--' + w.replace('_', '-') for w in dict.fromkeys(words)]
+
+def completion_table() -> list: # (words before the one to complete, words that may follow), each a string of words
+    "What may follow what on a command line"
+    systems,rows = system_names(),[('', ' '.join(_commands))]
+    for first in ('train', 'check', 'demo'): rows.append((first, ' '.join(systems)))
+    rows += [('convert', 'voc'), ('completion', 'bash zsh fish')]
+    rows += [(f'train {n}', ' '.join(_option_names(find_system(n).load('config')))) for n in systems]
+    of_all = dict(check=CheckOptions, demo=DemoOptions, evaluate=EvaluateOptions, predict=PredictOptions, export=ExportOptions, prune=PruneOptions, convert=ConvertOptions)
+    return rows + [(f'{n} *', ' '.join(_option_names(c))) for n,c in of_all.items()]
+
+# %% ../../nbs/cli/00_app.ipynb #534aebf4
+_bash = '''_visionlab() {
+  local cur=${COMP_WORDS[COMP_CWORD]} first=${COMP_WORDS[1]} second=${COMP_WORDS[2]} words=
+  if [[ $COMP_CWORD == 1 ]]; then words="%s"
+  elif [[ $cur == -* ]]; then case "$first $second" in
+%s
+  esac
+  elif [[ $COMP_CWORD == 2 ]]; then case "$first" in
+%s
+  esac; fi
+  COMPREPLY=($(compgen -W "$words" -- "$cur"))
+}
+complete -o default -F _visionlab visionlab'''
+
+def completion_script(
+    shell:str, # 'bash', 'zsh' or 'fish'
+) -> str:      # Text for the shell to read
+    "What makes a shell complete commands, systems and options"
+    table = completion_table()
+    if check_choice('SHELL', shell, ('bash', 'zsh', 'fish')) == 'fish':
+        def line(before, words):
+            seen = [f'__fish_seen_subcommand_from {w}' for w in before.replace('*', '').split()] or ['__fish_use_subcommand']
+            return f"complete -c visionlab -n '{'; and '.join(seen)}' -a '{words}'"
+        return '\n'.join(line(*row) for row in table)
+    case = lambda before, words: f'    {before.replace(" ", chr(92) + " ")}) words="{words}" ;;'
+    options,second = [r for r in table if ' ' in r[0]],[r for r in table if r[0] and ' ' not in r[0]]
+    script = _bash % (table[0][1], '\n'.join(case(*r) for r in options), '\n'.join(case(*r) for r in second))
+    return script if shell == 'bash' else f'autoload -Uz compinit bashcompinit && compinit && bashcompinit\n{script}'
+
+def _completion(words):
+    if words and words[0] in ('-h', '--help'): print('usage: visionlab completion bash|zsh|fish'); return
+    shell,rest = _first(words, 'completion', 'SHELL')
+    if rest: raise InputError(f'visionlab completion takes one word, got {" ".join([shell, *rest])!r}')
+    print(completion_script(shell))
+
+_commands['completion'] = _completion, 'SHELL', 'what Tab knows: bash, zsh or fish'
+
+# %% ../../nbs/cli/00_app.ipynb #cc822dae
 def _one_line(error):
     "What went wrong, and with which file, in one line"
     text = str(error)
@@ -510,7 +565,7 @@ def _one_line(error):
         text = f"cannot use '{error.filename}': {error.strerror}" if error.filename is not None else error.strerror
     return hide_login(' '.join(text.split()))
 
-# %% ../../nbs/cli/00_app.ipynb #d48c0e01
+# %% ../../nbs/cli/00_app.ipynb #911788b1
 def _out_of_means(error):
     "A line about memory that is not there, or about what OpenCV refused; '' for any other error"
     kinds, text = {f'{c.__module__}.{c.__name__}' for c in type(error).__mro__}, ' '.join(str(error).split())
@@ -520,7 +575,7 @@ def _out_of_means(error):
         return f'{where} is not enough for this: a smaller --batch-size, smaller images or --device cpu need less ({text[:160] or type(error).__name__})'
     return f'OpenCV refused: {text.rpartition("error: ")[2][:240]}' if 'cv2.error' in kinds else ''
 
-# %% ../../nbs/cli/00_app.ipynb #6d110fc6
+# %% ../../nbs/cli/00_app.ipynb #2a05443b
 @contextlib.contextmanager
 def _plain_warnings():
     "Show warnings of this package as one line each, and none of other packages"
@@ -531,7 +586,7 @@ def _plain_warnings():
         if not sys.warnoptions: warnings.showwarning = show
         yield
 
-# %% ../../nbs/cli/00_app.ipynb #a786afab
+# %% ../../nbs/cli/00_app.ipynb #397e7cb1
 @contextlib.contextmanager
 def _any_letters():
     "Print what the terminal has no letter for as a code point"
@@ -541,7 +596,7 @@ def _any_letters():
     finally:
         for s, errors in changed: s.reconfigure(errors=errors)
 
-# %% ../../nbs/cli/00_app.ipynb #3aabde4b
+# %% ../../nbs/cli/00_app.ipynb #c4f535ac
 def _answer(words):
     "Do what the words say"
     if not words or words[0] in ('-h', '--help', 'help'): print(help_text())
@@ -552,7 +607,7 @@ def _answer(words):
         except SystemExit as e:     # `--help` has printed all there is to say
             if e.code: raise
 
-# %% ../../nbs/cli/00_app.ipynb #4d0ae6e3
+# %% ../../nbs/cli/00_app.ipynb #49e94b77
 def main(
     argv=None, # Words behind `visionlab`, None: those of this process
 ) -> int:      # Exit code: 0, or 2 for a mistake that one line explains
