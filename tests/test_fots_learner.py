@@ -14,11 +14,11 @@ from visionlab.datasets.toy import make_toy_text, toy_text_page, toy_text_scene
 from visionlab.fots.config import FOTSConfig
 from visionlab.fots.data import fots_dataloaders
 from visionlab.fots.learner import FOTSEvaluator, FOTSTrainer, find_spots, fots_learner, fots_model, read_turned, settled_start
-from visionlab.fots.model import FOTSAnswer
+from visionlab.fots.model import FOTSAnswer, frames_with_text
 from visionlab.fots.predict import evaluate_fots, fots_predictor, read_spotting_data
 from visionlab.fots.targets import FOTSTargets
 from visionlab.inference import load_predictor
-from visionlab.training.checkpoint import load_checkpoint, save_checkpoint
+from visionlab.training.checkpoint import FORMAT, FORMAT_VERSION, PARTS, load_checkpoint, save_checkpoint
 
 torch.set_num_threads(1)
 
@@ -197,3 +197,22 @@ def test_tall_words_are_read_from_both_sides(config):
     assert texts == ['lies', 'up', 'I'] and corners.tolist() == [0, 3, 0] and calls == [7]      # all ways in one batch
     assert np.roll(quads[1], -3, axis=0).tolist() == [[70, 60], [70, 0], [90, 0], [90, 60]]
     assert read_turned(model, torch.zeros(1, 32, 32, 32), np.zeros((0, 4, 2)), config)[0] == []
+
+
+def test_an_evaluation_asks_of_a_network_what_an_exported_one_can_do(config, toy):
+    "Networks of ONNX files take images alone; seconds are of what was found; word images are not skipped"
+    torch.manual_seed(0)
+    net = fots_model(replace_config(config, rejector=True)).eval()
+    with torch.no_grad(): net.rejector.say.bias.fill_(-20)       # there is never any text
+    class Exported(torch.nn.Module):
+        def __init__(self): super().__init__(); self.reader, self.rejector, self.read, self.seen = net.reader, net.rejector, net.read, []
+        def forward(self, images): self.seen.append(tuple(images.shape)); return net(images)
+        def ask_first(self, images, below): return frames_with_text(net, images, below)
+    model = Exported()
+    checkpoint = dict(PARTS, format=FORMAT, format_version=FORMAT_VERSION, version='0', system='fots', config=vars(replace_config(config, rejector=True)), normalisation=dict(mean=[.5]*3, std=[.5]*3), thresholds={}, network=model)
+    score = evaluate_fots(checkpoint, toy/'test', 'cpu')
+    assert score.skipped == 4 and score.reading.n > 0 and score.words.n_pred == 0
+    asked = evaluate_fots(checkpoint, toy/'test', 'cpu', reject_below=0.)
+    assert asked.skipped == 0 and asked.reading.n == score.reading.n
+    model.seen.clear()
+    assert evaluate_fots(checkpoint, toy/'test', 'cpu', reject_below=0.).reading.n and len(model.seen) == 4    # once an image, not twice

@@ -19,6 +19,7 @@ from ..core.checks import InputError
 from ..core.checks import check_range
 from ..core.config import from_dict
 from ..core.config import replace_config
+from ..core.files import image_size
 from ..core.files import read_image
 from ..datasets.checks import readable_samples
 from ..datasets.readers import read_text_samples
@@ -165,7 +166,7 @@ class FOTSScore:
     skipped:int      # Images that the rejector skipped
     wrongly:int      # ... though they hold a word that counts
     report:Report    # What could not be used
-    seconds:float    # Time of network, decoding and reading, s
+    seconds:float    # Time of network, decoding and reading of what was found, s
     results:list     # A `TextResult` an image that was searched
     samples:list     # Its `Sample`s, in the same order
 
@@ -212,18 +213,25 @@ def _lexicon_of(lexicon, samples):
 @torch.no_grad()
 def _judge(predictor, judge, samples):
     "Every sample through network, decoding and reading; skipped images, those of them with words, seconds"
-    items, skipped, wrongly, seconds = FOTSItems(predictor.config, train=False), 0, 0, 0.
+    items, c, skipped, wrongly, seconds = FOTSItems(predictor.config, train=False), predictor.config, 0, 0, 0.
     for s in samples:
         x, *_, boxes, texts, lengths = items(s)
-        x, start = x[None].to(predictor.device), time.perf_counter()
-        answer, p = predictor.answer(x)
-        if p is not None and p[0] < predictor.config.reject_below: skipped, wrongly = skipped + 1, wrongly + bool((~s.ignore).any())
-        if predictor.config.read and (lengths > 0).any():
-            whole = predictor.model(x, boxes[None].to(predictor.device), lengths[None].to(predictor.device))      # true places, whatever the rejector says
-            answer = answer._replace(letters=whole.letters, widths=whole.widths, words=whole.words)
-        judge.add_batch(predictor.model, answer, [s], texts[None], lengths[None])
+        x, alone, start = x[None].to(predictor.device), is_word_crop(s, image_size(s.path)[::-1]), time.perf_counter()
+        answer, p = (predictor.model(x), None) if alone else predictor.answer(x)      # a word that was cut out is no frame to be skipped
+        judge.add_batch(predictor.model, answer, [s])
         seconds += time.perf_counter() - start
+        gone = p is not None and bool(p[0] < c.reject_below)
+        skipped, wrongly = skipped + gone, wrongly + (gone and bool((~s.ignore).any()))
+        if c.read and (lengths > 0).any():      # true places, whatever the rejector says; a question of the evaluation, which the seconds leave out
+            judge.add_batch(predictor.model, _read_true(predictor.model, predictor.model(x).features if gone else answer.features, boxes, lengths), [], texts[None], lengths[None])
     return skipped, wrongly, seconds
+
+def _read_true(model, features, boxes, lengths):
+    "Letters at the true places of one image, as part of a `FOTSAnswer`"
+    at = (lengths > 0).nonzero()[:, 0]
+    image = torch.zeros_like(at)
+    letters, widths = model.read(features, boxes[at].to(features.device), image.to(features.device))
+    return FOTSAnswer(None, None, None, None, letters, widths, torch.stack([image, at], 1))
 
 # %% ../../nbs/fots/09_predict.ipynb #f7421b85
 def evaluate_fots(
