@@ -272,9 +272,9 @@ def test_wrong_setting(settings, message, tmp_path):
     with pytest.raises(InputError, match=message): spot_trainer(tmp_path, **settings).train()
 
 
-def test_torchrun_is_refused_in_one_line(monkeypatch, tmp_path):
+def test_processes_without_torchrun_are_refused_in_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv('WORLD_SIZE', '2')
-    with pytest.raises(InputError, match='start it without torchrun'): spot_trainer(tmp_path)
+    with pytest.raises(InputError, match='start them with torchrun'): spot_trainer(tmp_path)
 
 
 def test_schedule_none_keeps_the_rate(tmp_path):

@@ -122,6 +122,7 @@ def check_device(
     import torch
     gpus,mps = torch.cuda.device_count() if torch.cuda.is_available() else 0, torch.backends.mps.is_available()
     have = ['cpu'] + [f'cuda:{i}' for i in range(gpus)] + ['mps']*mps
+    if gpus and str(device) in ('auto', 'cuda') and int(os.environ.get('WORLD_SIZE', 1)) > 1: device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"   # torchrun: a GPU each
     if device == 'auto': return torch.device('cuda' if gpus else 'mps' if mps else 'cpu')
     try: dev = torch.device(device)
     except (RuntimeError, TypeError): dev = None

@@ -11,6 +11,7 @@ __all__ = ['TruthForModel', 'FRCNNBatchLoss', 'FreezePhase', 'LateSchedule', 'sp
 import numpy as np
 import torch
 from fastai.callback.core import Callback
+from fastai.torch_core import rank_distrib
 from fastcore.basics import noop
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -322,7 +323,7 @@ class FasterRCNNTrainer(Trainer):
     def train(self):
         "Train up to `epochs`, leave checkpoints, logs and pictures in the folder"
         super().train()
-        if self.learn.evaluator and not self.stopped_by_hand and self.best.exists(): self.save_pictures()
+        if self.learn.evaluator and not self.stopped_by_hand and self.best.exists() and not rank_distrib(): self.save_pictures()
         return self
 
 def decided_batchnorm(

@@ -141,7 +141,7 @@ def validation_cards(
     score,data,out = learn.evaluator.score,learn.dls.valid.dataset,[]
     for i in positions:
         p,y,x = score.pred[i],score.truth[i],confidences(score.logits[i])
-        lines = [label_title(score.names, y, 'no label')]
+        lines:list = [label_title(score.names, y, 'no label')]
         if (y & ~p).any(): lines.append((f'missed: {_some(score.names, x, y & ~p)}', _missed))
         if (p & ~y).any(): lines.append((f'wrong: {_some(score.names, x, p & ~y)}', _extra))
         out.append(label_card(denormalise(data[i][0]), lines))
@@ -293,7 +293,7 @@ class MultilabelTrainer(Trainer):
     def train(self):
         "Train up to `epochs`, leave files, logs and pictures in the folder"
         super().train()
-        if self.learn.evaluator and not self.stopped_by_hand and self.best.exists(): self.save_pictures()
+        if self.learn.evaluator and not self.stopped_by_hand and self.best.exists() and not rank_distrib(): self.save_pictures()
         return self
 
 # %% ../../nbs/multilabel/04_learner.ipynb #302f0aed

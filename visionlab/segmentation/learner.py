@@ -10,6 +10,7 @@ __all__ = ['predicted_classes', 'true_classes', 'SegmentationEvaluator', 'Traini
 # %% ../../nbs/segmentation/04_learner.ipynb #bc780813
 import numpy as np
 import torch
+from fastai.torch_core import rank_distrib
 from fastcore.basics import noop
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -243,7 +244,7 @@ class SegmentationTrainer(Trainer):
     def train(self):
         "Train up to `epochs`, leave checkpoints, logs and two pictures in the folder"
         super().train()
-        if self.learn.evaluator and not self.stopped_by_hand and self.best.exists(): self.save_pictures()
+        if self.learn.evaluator and not self.stopped_by_hand and self.best.exists() and not rank_distrib(): self.save_pictures()
         return self
 
 # %% ../../nbs/segmentation/04_learner.ipynb #ef7b0288

@@ -139,6 +139,8 @@ class ResumableLearner(Learner):
         why = 'has no `show(learn, max_n)`' if self.evaluator is not None else 'is missing, as it is without validation images'
         raise InputError(f'`show_results` needs to know what a result looks like: the evaluator of this learner {why}')
 
+    def to_detach(self, b, cpu=True, gather=True): return super().to_detach(b, cpu, gather and self.training)     # of several processes each validates on all images
+
     def _do_epoch_validate(self, ds_idx=1, dl=None):
         if dl is None and ds_idx >= len(self.dls.loaders): return   # nothing to validate on
         super()._do_epoch_validate(ds_idx, dl)

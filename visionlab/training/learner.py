@@ -15,7 +15,7 @@ import torch
 from fastai.callback.training import GradientClip
 from fastai.learner import Metric
 from fastai.optimizer import OptimWrapper
-from fastai.torch_core import num_distrib,rank_distrib
+from fastai.torch_core import rank_distrib
 from fastcore.basics import noop,partial,patch
 from fastcore.foundation import L
 from ..core.checks import InputError,check_choice,check_device,check_range
@@ -24,6 +24,7 @@ from ..core.settings import RunConfig
 from ..core.systems import system_names
 from .callbacks import Accumulate,Autocast,CheckpointCallback,EarlyStopper,EpochSchedule,LossParts,NonFiniteLossError,NonFiniteStop,NonFiniteValidationStop,ResumableLearner,RunState,load_run
 from .checkpoint import load_checkpoint,load_weights,seed_everything
+from .processes import AverageGradients,OneHistory,from_first_process,start_processes,together
 from .loggers import CSVLog,ProgressLog,TensorBoardLog,WandbLog,format_row,print_line,wants_bars
 
 # %% ../../nbs/training/03_learner.ipynb #f4c48cf7
@@ -106,11 +107,11 @@ def make_learner(
 ) -> ResumableLearner:
     "A fastai `Learner` from settings, with all callbacks they ask for"
     check_choice('progress', progress, ('auto', 'bar', 'lines', 'none'))
-    if num_distrib() > 1 and not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        raise InputError(f'this version trains in one process, and was started as one of {num_distrib()} (WORLD_SIZE): start it without torchrun')
     s,device = partial(setting, config), check_device(setting(config, 'device'))
+    start_processes(device)
     schedule = EpochSchedule(s('lr_scheduler'), s('step_size'), s('gamma'), s('power'), s('plateau'))
     own = [RunState(s('metrics'), cooldown=s('check_best_cooldown')), LossParts(), NonFiniteStop(), NonFiniteValidationStop(), EarlyStopper(s('patience')), schedule]
+    if together(): own += [AverageGradients(), OneHistory(s('seed'))]
     if s('amp'): own.append(Autocast(s('amp')))
     if s('accumulate') != 1: own.append(Accumulate(s('accumulate')))
     if check_range('clip_grad', s('clip_grad'), low=0): own.append(GradientClip(s('clip_grad')))
@@ -118,6 +119,7 @@ def make_learner(
                              metrics=[*L(metrics), *evaluator_columns(evaluator)], cbs=[*own, *L(cbs)], **kwargs)
     learn.system,learn.config,learn.evaluator = system,config,evaluator
     learn.eval_step = check_range('eval_step', s('eval_step'), low=0, kind=int)
+    if rank_distrib(): progress = 'none'
     if progress == 'auto': progress = 'bar' if wants_bars() else 'lines'
     if progress != 'bar':
         if hasattr(learn, 'progress'): learn.remove_cb(learn.progress)
@@ -191,7 +193,7 @@ class Trainer:
         self.start,self.ready,self.stopped_by_hand,self.source = 0,False,False,None
         resume,weights = setting(config, 'resume_checkpoint'),setting(config, 'finetune_checkpoint')
         if resume and weights: raise InputError('"resume_checkpoint" goes on with a run, "finetune_checkpoint" starts a new one: give one of them')
-        self.folder = new_run_folder(setting(config, 'output_dir'), setting(config, 'name'))
+        self.folder = from_first_process(new_run_folder(setting(config, 'output_dir'), setting(config, 'name')))
         if resume: self.resume(resume)
         if weights: self.say(f'fine-tuning: {load_weights(learn.model, weights)}')
 
@@ -270,6 +272,7 @@ def train(self:Trainer):
     except InputError as e:
         if new and not isinstance(e, NonFiniteLossError): self._take_back(attached)
         raise
+    from_first_process(None)     # the others wait until its files are written
     run = self.learn.run_state
     best = run.best
     if len(run.history) < n and run.wait: self.say(f'stopped early, after {unit} {len(run.history)}: {run.wait} {unit}s without a better {run.metric}')
