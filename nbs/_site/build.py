@@ -15,8 +15,7 @@ from fastcore.docments import DocmentTbl, MarkdownRenderer
 from nbconvert import MarkdownExporter
 from nbdev import processors as procs
 from nbdev.config import get_config
-from nbdev.process import Processor
-from execnb.nbio import read_nb, write_nb
+from execnb.nbio import read_nb
 from latex2mathml.converter import convert as tex_to_mathml
 from traitlets.config import Config
 
