@@ -40,6 +40,15 @@ def turned_around(
     return x.gather(1, at[:, :, None].expand_as(x))
 
 # %% ../../nbs/fots/05_reader.ipynb #75ef9ba0
+def _along(lstm, x, widths):
+    "A recurrent layer over words of these widths; on a CPU, words of a similar width go together"
+    if x.device.type != 'cpu' or len(x) < 8: return lstm(x)[0]
+    out = x.new_zeros((*x.shape[:2], lstm.hidden_size))
+    for rows in widths.argsort().chunk(6):
+        n = int(widths[rows[-1]])
+        out[rows, :n] = lstm(x[rows, :n])[0]
+    return out
+
 class CTCReader(nn.Module):
     "Straightened words to logits of characters, column by column"
     def __init__(self,
@@ -65,18 +74,30 @@ class CTCReader(nn.Module):
         widths:Tensor, # Columns of each word, long (N,)
     ) -> Tensor:       # Logits of characters, float (N,T,K+1), 0 is the blank; beyond a word's width without meaning
         if not len(words): return words.new_zeros((0, 1, len(self.charset) + 1)) + 0*words.sum()
-        x, counts = words, columns_of_words(widths, words.shape[-1])[:, None, None]
+        inside, strip = (columns_of_words(widths + k, words.shape[-1] + 1) for k in (0, 1))
+        x, counts = nn.functional.pad(words, (0, 1)).permute(0, 3, 1, 2)[strip].permute(1, 2, 0)[None], inside[strip]
+        x = self.columns(x, counts)[0]
+        rows = x.new_zeros((*inside.shape, x.shape[-1]))
+        rows[inside] = x[counts]
+        return self.letters_of(rows[:, :-1], widths)
+
+    def traced_forward(self, words, widths):
+        "The same words side by side, padded: for programs that follow the layers, as `visionlab.deploy` has them"
+        return self.letters_of(self.columns(words, columns_of_words(widths, words.shape[-1])[:, None, None]), widths, lambda lstm, x, _: lstm(x)[0])
+
+    def columns(self, x, counts):
+        "Convolutions: one row of features (N,T,4*width) from pictures (N,C,height,T), zero wherever `counts` is not true"
         for i, conv in enumerate(self.convs):
             x = conv(x)*counts
             if i % 2: x = nn.functional.max_pool2d(x, (2, 1))
-        x = x.mean(2).transpose(1, 2)
-        if not torch.is_autocast_enabled(x.device.type): return self.both_ways(x, widths)
-        with torch.autocast(x.device.type, enabled=False): return self.both_ways(x.float(), widths)   # a sum over a hundred columns wants all its digits
+        return x.mean(2).transpose(1, 2)
 
-    def both_ways(self, x, widths):
+    def letters_of(self, x, widths, along=_along):
         "Logits from one row of features a word"
-        back = turned_around(self.back(turned_around(x, widths))[0], widths)
-        return self.say(torch.cat([self.ahead(x)[0], back, x], dim=2))
+        with torch.autocast(x.device.type, enabled=False):     # a sum over a hundred columns wants all its digits
+            x = x.float() if x.dtype != torch.float64 else x
+            back = turned_around(along(self.back, turned_around(x, widths), widths), widths)
+            return self.say(torch.cat([along(self.ahead, x, widths), back, x], dim=2))
 
 # %% ../../nbs/fots/05_reader.ipynb #6219ca04
 class LetterModel(nn.Module):
