@@ -110,7 +110,7 @@ def test_texts_follow_their_words_through_a_crop(tmp_path):
         page[y:y+24, x:x+60] = 20*k + 20
         polys.append(np.array([[x, y], [x+60, y], [x+60, y+24], [x, y+24]]) - .5); texts.append(f'grey{20*k + 20}')
     Image.fromarray(page).save(tmp_path/'page.png')
-    items = FOTSItems(FOTSConfig(short_side=240, input_size=160, color_jitter=0., pretrained=False))
+    items = FOTSItems(FOTSConfig(short_side=240, input_size=160, color_jitter=0., box_jitter=0., pretrained=False))
     sample, cut, seen = Sample(tmp_path/'page.png', polys, texts), 0, 0
     from visionlab.datasets.transforms import denormalise
     for seed in range(30):

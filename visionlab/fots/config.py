@@ -88,6 +88,7 @@ class FOTSDataConfig(RunConfig):
     crop_text:float = 0.625                  # Share of crops placed on text on purpose, in [0, 1]
     color_jitter:float = 0.5                 # Strength of brightness and saturation changes, in [0, 1], 0 for none
     noise:float = 0.                         # Largest standard deviation of added noise, share of full white, in [0, 1]
+    box_jitter:float = 0.25                  # Words in training are read from places whose ends are off by up to this share of the word's height, in [0, 1]
 
 # %% ../../nbs/fots/00_config.ipynb #d7756ee7
 @with_other_names
@@ -143,7 +144,7 @@ def _check_fots(
 ):
     "Raise `InputError` for the first setting of the run or its data outside its range"
     check_choice('metrics', c.metrics, FOTS_METRICS)
-    for k in ('crop_text', 'color_jitter', 'noise'): check_range(k, getattr(c, k), 0, 1)
+    for k in ('crop_text', 'color_jitter', 'noise', 'box_jitter'): check_range(k, getattr(c, k), 0, 1)
     check_range('rotate', c.rotate, 0, 180)
     check_range('val_ratio', c.val_ratio, 0, below=1)
     for k in ('short_side', 'input_size', 'test_size'): check_range(k, getattr(c, k), 32, 8192, kind=int)
