@@ -29,6 +29,7 @@ from ..core.checks import check_file
 from ..core.checks import check_range
 from ..core.files import atomic_path
 from ..core.systems import find_system
+from ..core.tables import html_table
 from ..core.tables import text_table
 from ..inference.predictor import Predictor
 from ..inference.predictor import checkpoint_system
@@ -205,10 +206,13 @@ class OnnxExport:
     def path(self): return self.files[0]['path']
     @property
     def difference(self): return max(f['difference'] for f in self.files)
-    def __repr__(self):
+    def rows(self):
+        "Titles and cells of the table"
         sizes = lambda f: 'any size' if f['dynamic'] else 'x'.join(map(str, f['shape'][1:]))
         rows = [[f['name'] or 'network', str(f['path']), f"{f['bytes']/2**20:.1f} MB", f"any batch, {sizes(f)}", f"{f['difference']:.1e} of {f['largest']:.3g}"] for f in self.files]
-        return text_table(['part', 'file', 'size', 'inputs', 'largest difference from torch'], rows, left=(0, 1, 3))
+        return ['part', 'file', 'size', 'inputs', 'largest difference from torch'], rows
+    def __repr__(self): return text_table(*self.rows(), left=(0, 1, 3))
+    def _repr_html_(self): return html_table(*self.rows())
 
 # %% ../../nbs/deploy/00_onnx.ipynb #a4a554c5
 def export_onnx(

@@ -27,6 +27,7 @@ from ..blocks.widths import resize_layer
 from ..core.checks import InputError
 from ..core.checks import check_range
 from ..core.systems import find_system
+from ..core.tables import html_table
 from ..core.tables import text_table
 from .onnx import deploy_package
 from .quantize import checkpoint_figures
@@ -240,12 +241,16 @@ class PruneReport:
     def mac_share(self): return self.macs[1]/self.macs[0]
     @property
     def time_share(self): return self.times[1]/self.times[0]
-    def __repr__(self):
+    def rows(self):
+        "Titles and cells of the table"
         row = lambda name, pair, show: [name, *map(show, pair), f'{pair[1]/max(pair[0], 1e-12):.3f} x']
         rows = [row('parameters', self.parameters, lambda v: f'{v/1e6:.2f} M'), row('multiplications', self.macs, lambda v: f'{v/1e9:.2f} G'),
                 row('weights', self.sizes, lambda v: f'{v/2**20:.1f} MB'), row('one pass', self.times, lambda v: f'{v:.1f} ms')]
         rows += [[k, f'{a:.4f}', f'{b:.4f}', f'{b - a:+.4f}'] for k, (a, b) in self.scores.items()]
-        return text_table(['', 'before', 'after', ''], rows) + f'\ninput {"x".join(map(str, self.shape))}; masked and compact outputs differ by {self.difference:.1e}'
+        return ['', 'before', 'after', ''], rows
+    def remark(self): return f'input {"x".join(map(str, self.shape))}; masked and compact outputs differ by {self.difference:.1e}'
+    def __repr__(self): return f'{text_table(*self.rows())}\n{self.remark()}'
+    def _repr_html_(self): return f'{html_table(*self.rows())}<p>{self.remark()}</p>'
     def to_dict(self): return dict(parameters=self.parameters, macs=self.macs, bytes=self.sizes, milliseconds=self.times, shape=self.shape, difference=self.difference, scores=self.scores)
 
 def _bytes(model):

@@ -23,6 +23,7 @@ from ..core.checks import check_range
 from ..core.files import atomic_path
 from ..core.files import read_image
 from ..core.systems import find_system
+from ..core.tables import html_table
 from ..core.tables import text_table
 from .onnx import OnnxNet
 from .onnx import deploy_package
@@ -101,13 +102,16 @@ class QuantizeReport:
     unseen:int = 0                         # How many unseen images
     scores:dict = field(default_factory=dict) # Name -> (float, int8)
 
-    def __repr__(self):
+    def rows(self):
+        "Titles and cells of the table"
         pair = lambda k, a, b, fmt, unit='': [k, f'{a:{fmt}}{unit}', f'{b:{fmt}}{unit}', f'{b/a:.2f} x' if a else '']
         rows = [pair('file', *(s/2**20 for s in self.sizes), '.1f', ' MB')]
         if self.times: rows.append(pair('one image', *self.times, '.1f', ' ms'))
         rows += [[k, f'{a:.4f}', f'{b:.4f}', f'{b - a:+.4f}'] for k, (a, b) in self.scores.items()]
-        noise = f'; outputs differ by {self.error:.3f} of their spread on {self.unseen} unseen images' if self.unseen else ''
-        return text_table(['', 'float32', 'int8', ''], rows) + f'\ncalibrated on {self.images} images{noise}'
+        return ['', 'float32', 'int8', ''], rows
+    def remark(self): return f'calibrated on {self.images} images' + (f'; outputs differ by {self.error:.3f} of their spread on {self.unseen} unseen images' if self.unseen else '')
+    def __repr__(self): return f'{text_table(*self.rows())}\n{self.remark()}'
+    def _repr_html_(self): return f'{html_table(*self.rows())}<p>{self.remark()}</p>'
 
 # %% ../../nbs/deploy/01_quantize.ipynb #5b8f1365
 def side_by_side(

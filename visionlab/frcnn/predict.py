@@ -22,6 +22,7 @@ from ..core.config import from_dict
 from ..core.config import replace_config
 from ..core.files import read_image
 from ..core.files import read_json
+from ..core.tables import html_table
 from ..datasets.boxes import BoxTransform
 from ..datasets.boxes import fit_image
 from ..datasets.boxes import write_coco_results
@@ -58,6 +59,7 @@ class FRCNNResult:
     def counts(self): return {n: self.names.count(n) for n in dict.fromkeys(self.names)}     # name -> how many
     def __len__(self): return len(self.boxes)
     def __repr__(self): return f'FRCNNResult({", ".join(f"{k} {n}" for n,k in self.counts.items()) or "nothing found"})'
+    def _repr_html_(self): return html_table(['object', 'score', 'left', 'top', 'right', 'bottom'], [[n, f'{s:.3f}', *(f'{v:.1f}' for v in b)] for n,s,b in zip(self.names, self.scores, self.boxes)])
 
     def to_dict(self):
         "Plain values for JSON"

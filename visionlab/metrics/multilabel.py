@@ -17,6 +17,7 @@ from ..core.checks import check_range
 from ..core.fonts import readable
 from ..core.fonts import text_style
 from ..core.tables import html_table
+from ..core.tables import shown_png
 from ..core.tables import text_table
 
 # %% ../../nbs/metrics/02_multilabel.ipynb #f2926081
@@ -267,6 +268,7 @@ class Calibration:
         w = self.count/max(1, self.count.sum())
         return float(np.nansum(w*np.abs(self.confidence - self.frequency)))
     def __repr__(self): return f'Calibration({self.count.sum():,} answers, expected error {self.error:.3f})'
+    def _repr_png_(self): return shown_png(self.show)
 
 @patch
 def show(self:Calibration,

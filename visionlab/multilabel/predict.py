@@ -22,6 +22,7 @@ from ..core.checks import check_range
 from ..core.config import from_dict
 from ..core.config import replace_config
 from ..core.files import atomic_path
+from ..core.tables import html_table
 from ..core.tables import text_table
 from ..datasets.label_folders import fit_square
 from ..datasets.label_folders import label_matrix
@@ -74,6 +75,7 @@ class LabelResult:
         p,near = self.confidences,int(np.argmax(self.logits - cut_logits(self.thresholds)))
         return ', '.join(f'{n} {p[n]:.2f}' for n in self.labels) or f'no label (the nearest to its cut: {self.names[near]} {p[self.names[near]]:.2f})'
 
+    def _repr_html_(self): return html_table(['label', 'confidence', 'given'], [[n, f'{p:.3f}', 'yes' if n in self.labels else ''] for n,p in self.confidences.items()])
     def to_dict(self): return dict(labels=self.labels, confidences=self.confidences)
     def to_lines(self): return [f'{n}\t{self.confidences[n]:.4f}' for n in self.labels]
     def to_row(self): return dict(labels='+'.join(sorted(self.labels)), **{c: f'{p:.4f}' for c,p in zip(_label_columns(self.names), self.probabilities)})

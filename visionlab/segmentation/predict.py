@@ -23,7 +23,6 @@ from ..core.checks import InputError
 from ..core.checks import check_range
 from ..core.config import from_dict
 from ..core.config import replace_config
-from ..core.files import read_image
 from ..datasets.masks import fit_long_side
 from ..datasets.masks import read_mask_samples
 from ..datasets.samples import Report
@@ -79,6 +78,7 @@ class SegmentationResult:
     def __repr__(self):
         parts = ', '.join(f'{n} {100*s:.1f}%' for n,s in zip(self.names, self.shares) if s)
         return f'SegmentationResult({self.mask.shape[1]} x {self.mask.shape[0]} px: {parts}; {len(self)} regions, the largest {self.largest_area:.0f} px²)'
+    def _repr_png_(self): return cv2.imencode('.png', self.picture(np.zeros((*self.mask.shape, 3), np.uint8))[...,::-1])[1].tobytes()
 
 # %% ../../nbs/segmentation/05_predict.ipynb #08b9ed93
 def mask_regions(
