@@ -1,5 +1,6 @@
 """A sixth system, in a package of its own, goes through every command. Its files are the cells that the chapter on a new system writes."""
 import csv
+import importlib
 import json
 import re
 import subprocess
@@ -139,3 +140,18 @@ def test_leaves_python_and_loses_channels(run, data, tmp_path, capsys):
 
 
 def test_gone_again(): assert set(five) <= set(system_names())
+
+
+@pytest.mark.parametrize('name', five)
+def test_the_same_things_are_called_the_same(name):
+    "What the front door of each system offers, and the headings that its chapter on training shares with the others, in their order"
+    door, word = importlib.import_module(f'visionlab.{name}'), dict(pan='PAN', fots='FOTS', segmentation='Segmentation', multilabel='Multilabel', frcnn='FRCNN')[name]
+    for n in (f'{name}_system', f'{name}_samples', f'{name}_dataloaders', f'show_{name}_batch', f'{name}_model', f'{name}_learner', f'{name}_predictor', f'evaluate_{name}', f'{name}_demo',
+              f'{word}Items', f'{word}Evaluator', f'{word}Evaluation'): assert callable(getattr(door, n)) or n == f'{name}_system', n
+    long = 'FasterRCNN' if name == 'frcnn' else word      # the name that its users gave it
+    for n in (f'{long}Config', f'{long}Trainer', f'{long}Loss'): assert n in dir(door) or (name, n) == ('multilabel', 'MultilabelLoss'), n      # two losses there, chosen by `multilabel_loss`
+    (chapter,) = (root/'nbs'/name).glob('*_learner.ipynb')
+    text = '\n'.join(''.join(c['source']) for c in json.loads(chapter.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'markdown')
+    shared = ['Judging an epoch', 'Scores of training batches', 'Pictures', 'The learner', 'The trainer', 'All together']
+    found = [h for h in re.findall(r'^## (.+)$', text, re.M) if h in shared]
+    assert found == [h for h in shared if h in found] and {'Judging an epoch', 'The learner', 'The trainer', 'All together'} <= set(found)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FOTSMaps', 'FOTSTargets', 'show_fots_targets', 'roi_rotate', 'roi_widths', 'FOTSConfig', 'Charset', 'fots_system',
            'FOTS', 'FOTSAnswer', 'Rejector', 'frames_with_text', 'decode_fots', 'CTCReader', 'LetterModel', 'Lexicon',
-           'read_lexicon', 'FOTSLoss', 'fots_samples', 'fots_dataloaders', 'show_fots_batch', 'FOTSItems',
-           'fots_learner', 'FOTSTrainer', 'FOTSEvaluator', 'fots_predictor', 'evaluate_fots', 'fots_demo',
-           'SpottedText', 'prune_fots', 'FOTSExport', 'OnnxSpotter', 'check_fots', 'FOTSDataReport']
+           'read_lexicon', 'FOTSLoss', 'fots_samples', 'fots_dataloaders', 'show_fots_batch', 'FOTSItems', 'fots_model',
+           'fots_learner', 'FOTSTrainer', 'FOTSEvaluator', 'fots_predictor', 'FOTSEvaluation', 'evaluate_fots',
+           'fots_demo', 'SpottedText', 'prune_fots', 'FOTSExport', 'OnnxSpotter', 'check_fots', 'FOTSDataReport']
 
 # %% ../../nbs/fots/index.ipynb #03e7fb8a
 from ..core.front_door import lazy_names
@@ -21,10 +21,10 @@ __getattr__, __dir__ = lazy_names(__name__, dict(targets='FOTSMaps FOTSTargets s
     reader='CTCReader LetterModel Lexicon read_lexicon',
     loss='FOTSLoss',
     data='fots_samples fots_dataloaders show_fots_batch FOTSItems',
-    learner='fots_learner FOTSTrainer FOTSEvaluator',
-    predict='fots_predictor evaluate_fots fots_demo SpottedText',
+    learner='fots_model fots_learner FOTSTrainer FOTSEvaluator',
+    predict='fots_predictor FOTSEvaluation evaluate_fots fots_demo SpottedText',
     prune='prune_fots', export='FOTSExport OnnxSpotter',
     checks='check_fots FOTSDataReport'))
 
 # %% ../../nbs/fots/index.ipynb #810edaf8
-_all_ = ['FOTSMaps', 'FOTSTargets', 'show_fots_targets', 'roi_rotate', 'roi_widths', 'FOTSConfig', 'Charset', 'fots_system', 'FOTS', 'FOTSAnswer', 'Rejector', 'frames_with_text', 'decode_fots', 'CTCReader', 'LetterModel', 'Lexicon', 'read_lexicon', 'FOTSLoss', 'fots_samples', 'fots_dataloaders', 'show_fots_batch', 'FOTSItems', 'fots_learner', 'FOTSTrainer', 'FOTSEvaluator', 'fots_predictor', 'evaluate_fots', 'fots_demo', 'SpottedText', 'prune_fots', 'FOTSExport', 'OnnxSpotter', 'check_fots', 'FOTSDataReport']
+_all_ = ['FOTSMaps', 'FOTSTargets', 'show_fots_targets', 'roi_rotate', 'roi_widths', 'FOTSConfig', 'Charset', 'fots_system', 'FOTS', 'FOTSAnswer', 'Rejector', 'frames_with_text', 'decode_fots', 'CTCReader', 'LetterModel', 'Lexicon', 'read_lexicon', 'FOTSLoss', 'fots_samples', 'fots_dataloaders', 'show_fots_batch', 'FOTSItems', 'fots_model', 'fots_learner', 'FOTSTrainer', 'FOTSEvaluator', 'fots_predictor', 'FOTSEvaluation', 'evaluate_fots', 'fots_demo', 'SpottedText', 'prune_fots', 'FOTSExport', 'OnnxSpotter', 'check_fots', 'FOTSDataReport']

@@ -6,8 +6,8 @@
 __all__ = ['MultilabelConfig', 'multilabel_system', 'MultilabelDataset', 'MultilabelItems', 'multilabel_dataloaders',
            'multilabel_samples', 'show_multilabel_batch', 'MultilabelNet', 'multilabel_model', 'AsymmetricLoss',
            'LabelCrossEntropy', 'multilabel_loss', 'MultilabelTrainer', 'MultilabelEvaluator', 'multilabel_learner',
-           'multilabel_predictor', 'LabelResult', 'labels_table', 'save_labels', 'evaluate_multilabel',
-           'multilabel_demo']
+           'multilabel_predictor', 'LabelResult', 'labels_table', 'save_labels', 'MultilabelEvaluation',
+           'evaluate_multilabel', 'multilabel_demo']
 
 # %% ../../nbs/multilabel/index.ipynb #03e7fb8a
 from ..core.front_door import lazy_names
@@ -16,9 +16,9 @@ from ..core.front_door import lazy_names
 __getattr__, __dir__ = lazy_names(__name__, dict(
     config='MultilabelConfig multilabel_system', data='MultilabelDataset MultilabelItems multilabel_dataloaders multilabel_samples show_multilabel_batch', model='MultilabelNet multilabel_model',
     loss='AsymmetricLoss LabelCrossEntropy multilabel_loss', learner='MultilabelTrainer MultilabelEvaluator multilabel_learner',
-    predict='multilabel_predictor LabelResult labels_table save_labels evaluate_multilabel multilabel_demo'))
+    predict='multilabel_predictor LabelResult labels_table save_labels MultilabelEvaluation evaluate_multilabel multilabel_demo'))
 
 # %% ../../nbs/multilabel/index.ipynb #bcd08658
 _all_ = ['MultilabelConfig', 'multilabel_system', 'MultilabelDataset', 'MultilabelItems', 'multilabel_dataloaders', 'multilabel_samples', 'show_multilabel_batch', 'MultilabelNet', 'multilabel_model',
          'AsymmetricLoss', 'LabelCrossEntropy', 'multilabel_loss', 'MultilabelTrainer', 'MultilabelEvaluator', 'multilabel_learner', 'multilabel_predictor', 'LabelResult', 'labels_table', 'save_labels',
-         'evaluate_multilabel', 'multilabel_demo']
+         'MultilabelEvaluation', 'evaluate_multilabel', 'multilabel_demo']

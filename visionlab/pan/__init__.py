@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PANConfig', 'pan_system', 'PANTargets', 'PAN', 'FPEM', 'FFM', 'PANLoss', 'decode_pan', 'TextResult', 'PANTrainer',
-           'pan_dataloaders', 'pan_learner', 'pan_predictor', 'evaluate_pan', 'pan_demo', 'get_dataloader', 'get_loss',
-           'get_model']
+           'PANItems', 'PANEvaluator', 'pan_samples', 'pan_dataloaders', 'show_pan_batch', 'pan_model', 'pan_learner',
+           'pan_predictor', 'PANEvaluation', 'evaluate_pan', 'pan_demo', 'get_dataloader', 'get_loss', 'get_model']
 
 # %% ../../nbs/pan/index.ipynb #03e7fb8a
 from ..core.front_door import lazy_names
@@ -13,9 +13,9 @@ from ..core.front_door import lazy_names
 # %% ../../nbs/pan/index.ipynb #c2b6d167
 __getattr__, __dir__ = lazy_names(__name__, dict(
     config='PANConfig pan_system', targets='PANTargets', model='PAN FPEM FFM', loss='PANLoss', decode='decode_pan TextResult',
-    learner='PANTrainer pan_dataloaders pan_learner get_dataloader get_loss get_model',
-    predict='pan_predictor evaluate_pan pan_demo'))
+    learner='PANTrainer PANItems PANEvaluator pan_samples pan_dataloaders show_pan_batch pan_model pan_learner get_dataloader get_loss get_model',
+    predict='pan_predictor PANEvaluation evaluate_pan pan_demo'))
 
 # %% ../../nbs/pan/index.ipynb #2f6aeb94
-_all_ = ['PANConfig', 'pan_system', 'PANTargets', 'PAN', 'FPEM', 'FFM', 'PANLoss', 'decode_pan', 'TextResult', 'PANTrainer',
-         'pan_dataloaders', 'pan_learner', 'pan_predictor', 'evaluate_pan', 'pan_demo', 'get_dataloader', 'get_loss', 'get_model']
+_all_ = ['PANConfig', 'pan_system', 'PANTargets', 'PAN', 'FPEM', 'FFM', 'PANLoss', 'decode_pan', 'TextResult', 'PANTrainer', 'PANItems', 'PANEvaluator',
+         'pan_samples', 'pan_dataloaders', 'show_pan_batch', 'pan_model', 'pan_learner', 'pan_predictor', 'PANEvaluation', 'evaluate_pan', 'pan_demo', 'get_dataloader', 'get_loss', 'get_model']
