@@ -176,6 +176,7 @@ def test_check_speaks_of_every_mistake(toy, tmp_path):
     assert report.counts == {'sizes differ': 1, 'unknown class': 1, 'unreadable annotation': 1, 'image without annotation': 1, 'annotation without image': 1, 'same image in two parts': 1}
     text = report.summary()
     assert 'wrong place' in text and 'a score on it says nothing' in text and 'cannot be used' in text
+    assert '1 box is of no known class' in text and '1 annotation was written for an image of another size: its boxes' in text
     assert '<b>' in report._repr_html_()
 
 

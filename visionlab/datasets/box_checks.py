@@ -83,14 +83,16 @@ def show(self:BoxDataReport,
 # %% ../../nbs/datasets/13_box_checks.ipynb #e0ac784a
 _LOST_BOXES = ('unreadable image', 'missing image', 'image without annotation', 'annotation without image', 'unreadable annotation')
 
+def _boxes_do(n, one, many): return f'{n:,} box {one}' if n == 1 else f'{n:,} boxes {many}'
+
 def _box_warnings(report):
     "The conclusions that matter most"
     r, learn, c = report, report.parts[0], report.counts
     boxes = max(1, sum(len(s.boxes) for p in r.parts for s in p.samples))
-    if (n := c.get('box the wrong way round', 0)) > .05*boxes: yield f'{n:,} boxes end left of or above their beginning: are the numbers x, y, width, height? Left, top, right, bottom are needed'
-    if (n := c.get('box outside the image', 0) + c.get('box clipped', 0)) > .05*boxes: yield f'{n:,} boxes leave their image: are they for images of another size?'
-    if n := c.get('sizes differ', 0): yield f'{n:,} annotations were written for an image of another size: their boxes are in the wrong place'
-    if n := c.get('unknown class', 0): yield f'{n:,} boxes are of no known class' + (': do the labels count from 1? The first class is 0' if not learn.per_class[:1].sum() and len(r.names) > 1 and any(f'class {len(r.names)},' in e.detail for e in r.of('unknown class')) else '')
+    if (n := c.get('box the wrong way round', 0)) > .05*boxes: yield f'{_boxes_do(n, "ends", "end")} left of or above {"its" if n == 1 else "their"} beginning: are the numbers x, y, width, height? Left, top, right, bottom are needed'
+    if (n := c.get('box outside the image', 0) + c.get('box clipped', 0)) > .05*boxes: yield f'{_boxes_do(n, "leaves its", "leave their")} image: are the boxes for images of another size?'
+    if n := c.get('sizes differ', 0): yield f'{n:,} annotation{"s were" if n > 1 else " was"} written for an image of another size: {"their" if n > 1 else "its"} boxes are in the wrong place'
+    if n := c.get('unknown class', 0): yield f'{_boxes_do(n, "is", "are")} of no known class' + (': do the labels count from 1? The first class is 0' if not learn.per_class[:1].sum() and len(r.names) > 1 and any(f'class {len(r.names)},' in e.detail for e in r.of('unknown class')) else '')
     for p in r.parts:
         if not p.boxes: yield f'"{p.name}" has no box that counts: nothing can be learned or scored there'
         elif p.empty > .5*len(p.samples): yield f'{p.empty:,} of {len(p.samples):,} images of "{p.name}" have no boxes'
