@@ -1,6 +1,6 @@
 """What two processes do under `torchrun`, for tests/test_processes.py: every system trains, resumes, and takes steps that a single process can take too.
 
-torchrun --nproc_per_node 2 tests/ranks.py DATA OUT"""
+torchrun --nproc_per_node 2 tests/ranks.py DATA OUT [SYSTEM ...]"""
 import hashlib
 import json
 import os
@@ -85,12 +85,12 @@ def equal_steps(system, data, out, batch_size):
 def fingerprint(weights): return hashlib.sha256(b''.join(v.contiguous().numpy().tobytes() for v in weights.values())).hexdigest()
 
 
-def main(data, out):
+def main(data, out, *systems):
     rank, save, saved, found = int(os.environ['RANK']), torch.save, [], {}
 
     def counted(obj, f, *args, **kwargs): saved.append(str(f)); return save(obj, f, *args, **kwargs)
     torch.save = counted
-    for system in SYSTEMS:
+    for system in systems or SYSTEMS:
         saved.clear()
         whole = trainer_of(system, data, out, name=system).train()
         facts = dict(weights=fingerprint(whole.learn.model.state_dict()), saved=len(saved), folder=str(whole.folder), latest=whole.latest.name, history=whole.history)

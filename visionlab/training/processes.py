@@ -78,7 +78,10 @@ class OneHistory(TrainingCallback):
         if together(): seed_everything(sample_seed(self.seed, self.epoch, rank_distrib()))
     def after_train(self):
         if not together(): return
-        average_over_processes([b for b in bare_model(self.model).buffers() if b.is_floating_point()])
+        buffers = list(bare_model(self.model).buffers())
+        average_over_processes([b for b in buffers if b.is_floating_point()])
+        for b in buffers:
+            if not b.is_floating_point(): dist.broadcast(b, 0)     # counts, which differ where a part of the network had nothing to do
         means = self.learn.loss_parts.means if hasattr(self.learn, 'loss_parts') else {}
         names = sorted(from_first_process(list(means)))
         values = torch.tensor([float(means.get(k, float('nan'))) for k in names], dtype=torch.float32, device=next(self.model.parameters()).device)
