@@ -85,6 +85,7 @@ class PredictOptions:
 
     def __post_init__(self): _check_options(self)
 
+# %% ../../nbs/cli/00_app.ipynb #5b1f0c7e
 @dataclass(frozen=True)
 class CheckOptions:
     "Options of `visionlab check SYSTEM PATH`"
@@ -402,7 +403,7 @@ def _name(self:_Answers, frame, moving):
 @patch
 def _show(self:_Answers, frame, result, seconds, rate, name, moving):
     "Draw the answer and put it where it is to be seen"
-    options, wanted = self.options, self.options.save_video if moving else self.options.images
+    wanted = self.options.save_video if moving else self.options.images
     if not wanted and self.window is None: return True
     from visionlab.inference.draw import draw_notes, save_image
     where = [f'frame {frame.number} of {frame.total}' if frame.total else f'frame {frame.number}'] if moving else []
