@@ -11,7 +11,7 @@ from torch import nn
 from visionlab.core.config import from_dict
 from visionlab.core.settings import RunConfig
 from visionlab.datasets.loaders import SeededDataset, seeded_dataloaders
-from visionlab.training.checkpoint import load_checkpoint, seed_everything
+from visionlab.training.checkpoint import seed_everything
 from visionlab.training.learner import Trainer, make_learner
 
 torch.set_num_threads(1)

@@ -2,7 +2,6 @@
 import json
 import os
 import time
-from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from visionlab.core.checks import InputError

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from visionlab.core.checks import InputError
-from visionlab.core.checks import SavedFileError
 from visionlab.training.checkpoint import save_checkpoint
 
 pytest.importorskip('onnx')
@@ -226,7 +225,6 @@ def run(*words):
 
 def test_commands(exported, tmp_path):
     "export with int8, evaluate and predict on the files"
-    from visionlab.core.files import write_json
     from visionlab.datasets.toy_digits import make_toy_digits
     from visionlab.multilabel.config import MultilabelConfig
     from visionlab.multilabel.model import multilabel_model

@@ -15,7 +15,6 @@ import pytest
 import torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.tracker import EarlyStoppingCallback
-from torch import nn
 from engine_toy import DieAt, Report, SpotLoss, run_once, same, spot_config, spot_dls, spot_net, spot_trainer
 from visionlab.core.checks import InputError
 from visionlab.training.callbacks import NonFiniteLossError, load_run
@@ -359,7 +358,6 @@ def test_amp_is_bfloat16_inside(tmp_path):
 
 
 def test_display_interval(capsys, tmp_path):
-    from visionlab.training.loggers import ProgressLog
     for interval, lines in ((1, 6), (2, 3), (10, 0)):
         config = spot_config(tmp_path, epochs=1, display_interval=interval)
         make_learner(spot_dls(config), spot_net(), SpotLoss(), config, progress='lines').fit(1)
@@ -512,7 +510,7 @@ def test_interrupted_lr_find_leaves_callbacks_alive(tmp_path):
 
 
 def test_no_validation_set(tmp_path):
-    from visionlab.datasets.loaders import SeededDataset, seeded_dataloaders
+    from visionlab.datasets.loaders import seeded_dataloaders
     full = spot_dls(spot_config(tmp_path))
     dls = seeded_dataloaders(full.train.dataset, None, 4, device='cpu')
     t = spot_trainer(tmp_path, dls=dls, epochs=2).train()

@@ -13,7 +13,7 @@ from visionlab.datasets.toy import make_toy_text, toy_text_scene
 from visionlab.datasets.word_crops import WordSheet, WordSheets, draw_sheet, is_word_folder, lay_out, parse_word_line, read_word_crops
 from visionlab.fots.checks import check_fots
 from visionlab.fots.config import Charset, FOTSConfig
-from visionlab.fots.data import FOTSItems, fots_collate, fots_dataloaders, fots_samples, is_word_crop, reading_quads, report_characters, word_numbers
+from visionlab.fots.data import FOTSItems, fots_dataloaders, fots_samples, is_word_crop, reading_quads, report_characters, word_numbers
 from visionlab.fots.targets import rect_quads
 
 

@@ -12,7 +12,6 @@ from PIL import Image
 from torch import nn
 from visionlab.cli.app import main
 from visionlab.core.checks import InputError
-from visionlab.core.config import replace_config
 from visionlab.core.settings import RunConfig
 from visionlab.core.systems import find_system, system_names
 from visionlab.datasets.boxes import read_voc, write_coco_truth

@@ -4,7 +4,6 @@ os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')
 import albumentations as A, cv2, numpy as np, pytest, torch
 from PIL import Image
 from visionlab.core.checks import InputError
-from visionlab.core.files import read_image
 from visionlab.datasets.masks import Fit, MaskTransform, PADDED_PIXEL, find_listed, fit_long_side, read_color_table, read_mask, read_mask_samples, resize_labels
 from visionlab.datasets.samples import Report
 

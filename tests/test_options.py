@@ -4,7 +4,6 @@ import json
 import re
 import sys
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
 import pytest

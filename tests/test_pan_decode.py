@@ -4,9 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 import cv2,numpy as np,pytest,torch
 from visionlab.core.checks import InputError
-from visionlab.geometry.polygons import corner_set_distance,polygon_area,polygon_iou
-from visionlab.pan import decode
-from visionlab.pan.decode import DECODE_RULES,TextResult,decode_pan,find_kernels,kernel_means,label_quads
+from visionlab.geometry.polygons import corner_set_distance,polygon_area
+from visionlab.pan.decode import DECODE_RULES,TextResult,decode_pan,find_kernels,kernel_means
 
 golden = Path(__file__).parent/'golden'
 cases = sorted(golden.glob('pan_decode_*.npz'))

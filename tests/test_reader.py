@@ -9,7 +9,7 @@ import torch
 
 from visionlab.core.checks import InputError
 from visionlab.fots.config import Charset
-from visionlab.fots.reader import CTCReader, LetterModel, Lexicon, beam_search, greedy_letters, read_lexicon, text_log_probability
+from visionlab.fots.reader import CTCReader, Lexicon, beam_search, greedy_letters, read_lexicon, text_log_probability
 
 letters26 = 'abcdefghijklmnopqrstuvwxyz'
 

@@ -18,11 +18,11 @@ from visionlab.datasets.masks import fit_long_side
 from visionlab.datasets.toy_masks import make_toy_masks
 from visionlab.geometry.polygons import polygon_area
 from visionlab.inference import load_predictor
-from visionlab.segmentation import (SegmentationConfig, SegmentationEvaluator, SegmentationResult, SegmentationTrainer, evaluate_segmentation, segmentation_dataloaders,
+from visionlab.segmentation import (SegmentationConfig, SegmentationEvaluator, SegmentationTrainer, evaluate_segmentation, segmentation_dataloaders,
                                     segmentation_learner, segmentation_loss, segmentation_model)
-from visionlab.segmentation.config import SEGMENTATION_MODELS, loss_terms, segmentation_paths
+from visionlab.segmentation.config import SEGMENTATION_MODELS, segmentation_paths
 from visionlab.segmentation.predict import mask_from_maps, mask_regions
-from visionlab.training.checkpoint import load_checkpoint, save_checkpoint, seed_everything
+from visionlab.training.checkpoint import load_checkpoint, save_checkpoint
 
 torch.set_num_threads(1)
 NINE = ('Unet', 'UnetPlusPlus', 'MAnet', 'Linknet', 'FPN', 'PSPNet', 'PAN', 'DeepLabV3', 'DeepLabV3Plus')

@@ -6,12 +6,11 @@ from PIL import Image
 from visionlab.core.checks import InputError
 from visionlab.core.config import replace_config
 from visionlab.core.files import read_image
-from visionlab.datasets.masks import MaskTransform, PADDED_PIXEL, fit_long_side, read_mask, read_mask_samples
+from visionlab.datasets.masks import PADDED_PIXEL, fit_long_side, read_mask, read_mask_samples
 from visionlab.datasets.samples import Sample
 from visionlab.datasets.toy_masks import MASK_SHAPES, make_toy_masks, toy_mask_scene
 from visionlab.segmentation.config import IGNORED_PIXEL, SegmentationConfig
-from visionlab.segmentation.data import (AUGMENTATIONS, BinaryDataset, SegmentationDataset, SegmentationItems, read_pair, segmentation_dataloaders, segmentation_samples,
-                                         show_segmentation_batch)
+from visionlab.segmentation.data import (AUGMENTATIONS, BinaryDataset, SegmentationDataset, SegmentationItems, read_pair, segmentation_dataloaders, segmentation_samples)
 
 MEAN, STD = torch.tensor([.485, .456, .406])[:, None, None], torch.tensor([.229, .224, .225])[:, None, None]
 

@@ -2,14 +2,12 @@
 import os
 import pickle
 import shutil
-from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
 from visionlab.core.checks import InputError
 from visionlab.core.files import WriteError
 from visionlab.datasets import synthtext
-from visionlab.datasets.samples import Report, Sample
 from visionlab.datasets.synthtext import DrawnSamples, MergedSamples, index_synthtext, make_toy_synthtext, read_lpcv, read_synthtext
 
 

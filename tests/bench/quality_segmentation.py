@@ -73,7 +73,6 @@ def plain_script(train, test, seed):
 
 def ours(train, test, seed, folder):
     "The same with visionlab: IoU on the test images"
-    from visionlab.core.files import read_image
     from visionlab.datasets.samples import Sample
     from visionlab.inference import load_predictor
     from visionlab.segmentation import SegmentationConfig, SegmentationTrainer, segmentation_dataloaders

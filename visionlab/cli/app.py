@@ -481,7 +481,10 @@ class _Progress:
         self.bar = None
 
 @patch
-def summary(self:_Answers, files, streams):
+def summary(self:_Answers,
+    files,   # Images and videos, paths
+    streams, # Addresses
+) -> str:    # '3 of 3 images'
     "What was answered, in words"
     films, stills = [f for f in files if is_video(f)], [f for f in files if not is_video(f)]
     frames = self.count - self.stills

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import NoneType,UnionType
 from typing import Annotated,Any,Literal,Union,get_args,get_origin,get_type_hints
 from .checks import InputError
-from .checks import check_file,check_range,did_you_mean,nearest
+from .checks import check_file,did_you_mean,nearest
 from .files import read_json,write_json
 
 # %% ../../nbs/core/02_config.ipynb #c8217a90

@@ -23,7 +23,7 @@ class Sample:
     path: Path                                    # Image file
     polygons: list = field(default_factory=list)  # One float (N,2) array a word, x,y in px
     texts: list = None                            # One transcript a polygon, '' where unknown
-    ignore: np.ndarray = None                     # Do-not-care flags, bool (n,)
+    ignore: np.ndarray|list = None                # Do-not-care flags, bool (n,)
     boxes: np.ndarray = None                      # Detection: float32 (n,4), xyxy in px; `ignore` then marks the difficult ones
     labels: object = None                         # Class ids or names, as the system's reader says
     mask_path: Path = None                        # Segmentation: mask file
@@ -35,9 +35,9 @@ class Sample:
         if self.boxes is not None: self.boxes = np.asarray(self.boxes, dtype=np.float32).reshape(-1, 4)
         kind, m = ('box', len(self.boxes)) if self.boxes is not None and not n else ('polygon', n)
         self.ignore = np.zeros(m, bool) if self.ignore is None else np.asarray(self.ignore, dtype=bool).reshape(-1)
-        for name, kind, want in (('texts', 'polygon', n), ('ignore', kind, m)):
+        for name, thing, want in (('texts', 'polygon', n), ('ignore', kind, m)):
             if (got := len(getattr(self, name))) != want:
-                raise InputError(f'"{name}" needs one entry a {kind}: {want} {"boxes" if kind == "box" else "polygons"}, {got} {name} ({self.path})')
+                raise InputError(f'"{name}" needs one entry a {thing}: {want} {"boxes" if thing == "box" else "polygons"}, {got} {name} ({self.path})')
 
     @property
     def image(self): return read_image(self.path)

@@ -13,7 +13,6 @@ import os
 from collections import Counter
 from pathlib import Path
 import numpy as np
-from fastcore.basics import patch
 from ..core.checks import InputError
 from ..core.checks import check_choice
 from ..core.checks import check_folder

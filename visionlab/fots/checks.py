@@ -9,7 +9,6 @@ __all__ = ['LOOKED_AT', 'reading_counts', 'FOTSDataReport', 'spotting_parts', 'c
 from pathlib import Path
 import numpy as np
 import torch
-from ..core.checks import InputError
 from ..datasets.checks import TextDataReport
 from ..datasets.checks import check_text_data
 from ..datasets.checks import part_folders
@@ -87,7 +86,8 @@ def check_fots(
 ) -> FOTSDataReport:    # Print its `summary()`, or look at `show()`
     "Look through a data set for FOTS, and see what of it can be found and read"
     c = FOTSConfig(charset=charset, read_height=read_height, read_width=read_width)
-    report, known = check_text_data(path, decode, spotting_parts(path), FOTSDataReport), Charset(c.charset)
+    report:FOTSDataReport = check_text_data(path, decode, spotting_parts(path), FOTSDataReport)
+    known = Charset(c.charset)
     report.reading = [(p.name, reading_counts(p.samples, known, c.read_height, c.read_width)) for p in report.parts]
     report_characters([s for p in report.parts for s in p.samples], known, report)
     for name, n in report.reading:

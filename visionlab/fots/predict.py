@@ -80,7 +80,15 @@ def _fots_settings(checkpoint, settings):
 
 class FOTSPredictor(Predictor):
     "Finds and reads words; `with_lexicon` gives it another list of words"
-    def __init__(self, model, config, cut, lexicon, norm, device, checkpoint):
+    def __init__(self,
+        model,      # `FOTS` in eval mode, on `device`
+        config,     # `FOTSConfig`
+        cut,        # Least score of a word, None for the published rule
+        lexicon,    # `Lexicon`, or None
+        norm,       # Dict with `mean` and `std` of the images
+        device,     # `torch.device`
+        checkpoint, # What `load_checkpoint` gave
+    ):
         self.config, self.cut, self.lexicon, self.norm = config, cut, lexicon, norm
         super().__init__(model, self.fit, None, device, checkpoint)
 

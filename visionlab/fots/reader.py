@@ -18,7 +18,6 @@ from ..blocks.layers import init_convs
 from ..core.checks import InputError
 from ..core.checks import check_file
 from ..core.checks import check_range
-from ..core.checks import check_shape
 from ..core.files import read_lines
 from .config import Charset
 

@@ -123,7 +123,7 @@ def edge_distances(
     y,           # The same
 ) -> np.ndarray: # float32 (4,...), px: to the top, right, bottom and left edge; below 0 beyond it
     "How far points are from the edges of a rectangle, along its own axes"
-    (cx,cy,w,h,t),dx,dy = rect, x - rect[0], y - rect[1]
+    (w,h,t),dx,dy = rect[2:], x - rect[0], y - rect[1]
     along,down = dx*np.cos(t) - dy*np.sin(t), dx*np.sin(t) + dy*np.cos(t)
     return np.stack([h/2 + down, w/2 - along, h/2 - down, w/2 + along]).astype(np.float32)
 

@@ -7,7 +7,6 @@ __all__ = ['FRCNNDataReport', 'boxes_in_frame', 'check_frcnn']
 
 # %% ../../nbs/frcnn/09_checks.ipynb #846b3f4d
 from fastcore.basics import patch
-from ..core.checks import InputError
 from ..core.checks import check_choice
 from ..datasets.box_checks import BoxDataReport
 from ..datasets.box_checks import check_box_data
@@ -59,7 +58,7 @@ def check_frcnn(
     "Look through a detection data set, and see what anchors can reach there"
     check_choice('feature_stride', feature_stride, (8, 16))
     view = BoxTransform(input_shape, resize, False, short_side, long_side)
-    report = check_box_data(path, names, images_folder, kind=FRCNNDataReport)
+    report:FRCNNDataReport = check_box_data(path, names, images_folder, kind=FRCNNDataReport)
     boxes, frames = boxes_in_frame(report, view)
     if not boxes: return report
     scales, better = tuple(map(float, scales)), suggest_scales(boxes, len(scales))

@@ -311,7 +311,11 @@ def _roomy(images, least=64):
     return F.pad(images, (0, max(0, least - w), 0, max(0, least - h))) if min(h, w) < least else images
 
 @patch
-def check(self:FasterRCNN, images, boxes=None, labels=None):
+def check(self:FasterRCNN,
+    images,      # Float (B,3,H,W), normalised
+    boxes=None,  # Float (B,M,4), px; None without truth
+    labels=None, # Long (B,M), -1 for padding; None without truth
+):
     "Raise `InputError` where a batch is none"
     n = check_shape('images', images, 'B,3,H,W')['B']
     if not images.is_floating_point(): raise InputError(f'"images" must be normalised floats, got {images.dtype}. Divide by 255, then subtract the mean and divide by the standard deviation.')
@@ -320,7 +324,13 @@ def check(self:FasterRCNN, images, boxes=None, labels=None):
     if boxes is not None: check_shape('labels', labels, 'B,M', **check_shape('boxes', boxes, 'B,M,4', B=n))
 
 @patch
-def detections(self:FasterRCNN, rois, valid, locs, scores, image_size):
+def detections(self:FasterRCNN,
+    rois,       # Proposals, float (B,R,4), px
+    valid,      # Which of them are there, bool (B,R)
+    locs,       # Offsets, float (B,R,(C+1)*4) or (B,R,4)
+    scores,     # Logits of the classes, background first, float (B,R,C+1)
+    image_size, # Height and width of the images, px
+):
     "`frcnn_detections` with this network's thresholds"
     return frcnn_detections(rois, valid, locs, scores, image_size, self.std, self.score, self.nms, self.max_detections)
 
@@ -337,7 +347,9 @@ def freeze_backbone(self:FasterRCNN,
     return self.train(self.training)
 
 @patch
-def train(self:FasterRCNN, mode:bool=True):
+def train(self:FasterRCNN,
+    mode:bool=True, # Training mode, or evaluation mode
+):
     "As every module, but what is frozen stays in evaluation mode"
     nn.Module.train(self, mode)
     if self.backbone_frozen: self.extractor.eval()

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from fastcore.basics import patch
 
 from ..core.checks import InputError
@@ -226,13 +225,13 @@ def prune_frcnn(
     raise InputError('Faster R-CNN cannot be pruned: its channels cannot be followed through the places that are cut out for the second look. Train a smaller network instead: --backbone resnet18, or --head mlp with a smaller --head-width')
 
 # %% ../../nbs/frcnn/08_predict.ipynb #cb5cae70
-FRCNN_DEMO = dict(name='frcnn-demo', val_ratio=.1, input_shape=(160, 160), backbone='resnet18', pretrained=False, feature_stride=8, dilate=False, head='mlp', head_width=256, anchor_scales=(1.5, 3.), epochs=12, batch_size=4, lr=1e-3, weight_decay=1e-4, lr_scheduler='OneCycleLR', clip_grad=10.,
+FRCNN_DEMO = dict(name='frcnn-demo', val_ratio=.1, input_shape=(160, 160), backbone='resnet18', pretrained=False, feature_stride=8, dilate=False, head='mlp', head_width=256, anchor_scales=(1.5, 3.), epochs=16, batch_size=4, lr=1e-3, weight_decay=1e-4, lr_scheduler='OneCycleLR', clip_grad=10.,
                   rpn_min_size=4., n_pre_train=600, n_post_train=200, n_pre_test=300, n_post_test=60, roi_samples=64, num_workers=0, show_images_interval=0)
 
 def frcnn_demo(
     output_dir='output', # Folder for the data, the run and the picture
     seed:int=42,         # Seed of everything random, 0 or above
-    n_train:int=160,     # Training scenes
+    n_train:int=320,     # Training scenes
     n_test:int=40,       # Unseen scenes
     classes:int=3,       # Kinds of things
     **settings,          # `FasterRCNNConfig` fields that take the place of the demo's

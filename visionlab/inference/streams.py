@@ -9,7 +9,6 @@ __all__ = ['StreamReader', 'why_no_picture', 'NoPictureError', 'LoadStreams', 'L
 import itertools
 import socket
 import threading
-import time
 from urllib.parse import urlsplit
 
 from fastcore.basics import patch
@@ -201,7 +200,9 @@ def _sum_up(self:LoadStreams):
 # %% ../../nbs/inference/03_streams.ipynb #9a57bca1
 class LoadFrames:
     "Pictures from files and streams, as `Frame`s, files first"
-    def __init__(self, parts): self.parts = list(parts)
+    def __init__(self,
+        parts, # Things to iterate over, one after the other
+    ): self.parts = list(parts)
     def __iter__(self): return itertools.chain.from_iterable(self.parts)
     def __len__(self): return sum(map(len, self.parts))
     def __repr__(self): return f'LoadFrames({", ".join(map(repr, self.parts))})'

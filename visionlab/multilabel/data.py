@@ -7,7 +7,6 @@ __all__ = ['multilabel_samples', 'MultilabelItems', 'multilabel_dataloaders', 'l
            'MultilabelDataset']
 
 # %% ../../nbs/multilabel/01_data.ipynb #f5187759
-import numpy as np
 import torch
 from pathlib import Path
 

@@ -12,7 +12,6 @@ from torch import nn
 from ..core.checks import InputError
 from ..core.checks import check_range
 from ..core.checks import check_shape
-from ..core.checks import did_you_mean
 from ..core.checks import nearest
 from .config import MultilabelConfig
 

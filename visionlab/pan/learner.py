@@ -11,7 +11,6 @@ import warnings
 from dataclasses import replace
 import numpy as np
 import torch
-from pathlib import Path
 from fastcore.basics import noop
 
 from ..core.checks import InputError

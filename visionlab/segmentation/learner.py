@@ -208,7 +208,9 @@ def segmentation_learner(
 # %% ../../nbs/segmentation/04_learner.ipynb #e4b4df18
 _MODEL_FIELDS = ('model', 'encoder', 'classes')
 
-def segmentation_meta(learn):
+def segmentation_meta(
+    learn, # Learner of `segmentation_learner`
+) -> dict: # Parts of a checkpoint
     "What a checkpoint needs for predictions, besides weights and settings"
     c = learn.config
     names = list(c.class_names) or (['class'] if c.classes == 1 else [str(i) for i in range(c.classes)])

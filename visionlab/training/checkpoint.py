@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np,torch
 from fastcore.foundation import L
 from .. import __version__
-from ..core.checks import InputError,SavedFileError,check_file
+from ..core.checks import SavedFileError,check_file
 from ..core.files import atomic_path
 from ..blocks.widths import set_widths
 
