@@ -8,7 +8,7 @@ JOBS   ?= 2
 export NO_ALBUMENTATIONS_UPDATE = 1
 export MPLBACKEND ?= Agg
 
-.PHONY: help demo test docs bench notebooks prepare hooks system clean
+.PHONY: help demo test wheel docs bench notebooks prepare hooks system clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ demo: $(READY) ## train, evaluate and show PAN on the embedded toy set, in about
 
 test: $(READY) ## all tests: notebooks, library, house rules, site
 	@$(PY) -m pytest -q -n $(JOBS) --dist loadgroup tests
+
+wheel: $(READY) ## the wheel in an environment of its own: imports, and every system trains and predicts (network, minutes)
+	@$(PY) -m pytest -q tests/wheel.py
 
 bench: $(READY) ## speed side by side, printed as a table (single thread)
 	@$(PY) -m tests.bench
