@@ -11,6 +11,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.core import TfmdDL
 from fastai.torch_core import num_distrib
 from fastai.torch_core import rank_distrib
+from fastcore.basics import patch
 from torch.utils.data import default_collate,get_worker_info
 from ..core.checks import InputError
 from ..core.checks import check_device
@@ -133,11 +134,6 @@ class SeededDL(TfmdDL):
             if isinstance(b, _Failure): raise b.error
             yield b
 
-    def __repr__(self): return f'SeededDL({len(self.dataset)} samples in batches of {self.bs}{", shuffled" if self.shuffle else ""})'
-    def _repr_png_(self):
-        "The first samples as a batch; none is taken from the loader for it"
-        if not hasattr(getattr(self.dataset, 'make_item', None), 'show') or not len(self.dataset): return None
-        return shown_png(lambda: self.show_batch(self.create_batch([self.dataset[i] for i in range(min(4, self.bs, len(self.dataset)))]), 4))
     def show_batch(self, b=None, max_n=9, **kwargs):
         "Draw a batch as the system's `make_item.show(batch, max_n, **kwargs)` does it"
         show = getattr(getattr(self.dataset, 'make_item', None), 'show', None)
@@ -147,6 +143,16 @@ class SeededDL(TfmdDL):
     def batch_files(self, i):
         "Paths of the images in batch `i` of this epoch, or of the stretch of it that is gone through"
         return [self.dataset.samples[j].path for j in self.get_idxs()[i*self.bs:(i+1)*self.bs]]
+
+# %% ../../nbs/datasets/04_loaders.ipynb #1efc2347
+@patch
+def __repr__(self:SeededDL): return f'SeededDL({len(self.dataset)} samples in batches of {self.bs}{", shuffled" if self.shuffle else ""})'
+
+@patch
+def _repr_png_(self:SeededDL):
+    "The first samples as a batch; none is taken from the loader for it"
+    if not hasattr(getattr(self.dataset, 'make_item', None), 'show') or not len(self.dataset): return None
+    return shown_png(lambda: self.show_batch(self.create_batch([self.dataset[i] for i in range(min(4, self.bs, len(self.dataset)))]), 4))
 
 # %% ../../nbs/datasets/04_loaders.ipynb #dcf024a5
 def seeded_dataloaders(
