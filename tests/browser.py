@@ -82,10 +82,15 @@ class Browser:
         self.ask('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
         self.ask('Emulation.setEmulatedMedia', features=[dict(name='prefers-color-scheme', value='dark' if dark else 'light')])
 
+    def leave(self):
+        "Go to an empty page"
+        self.ask('Page.navigate', url='about:blank')
+        self.wait('location.href === "about:blank"')
+
     def open(self, url):
         "Load a page, its pictures included"
         self.events.clear()
-        self.ask('Page.navigate', url='about:blank')
+        self.leave()
         self.ask('Page.navigate', url=url)
         self.wait(f'location.href.startsWith({url!r}) && document.readyState === "complete"')
         self.js('Promise.all([...document.images].map(i => { i.loading = "eager"; return i.decode().catch(() => 0) }))')

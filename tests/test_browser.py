@@ -52,8 +52,9 @@ LOOKS = [(p, screen, dark) for p in PAGES for screen, dark in (('wide', False), 
 
 @pytest.mark.parametrize('page, screen, dark', LOOKS, ids=[f'{p}-{s}-{"dark" if d else "light"}' for p, s, d in LOOKS])
 def test_page(browser, base, page, screen, dark):
-    browser.look(*SCREENS[screen], dark)
+    browser.leave()
     browser.ask('Storage.clearDataForOrigin', origin=base.rstrip('/'), storageTypes='local_storage')     # no choice of colours from an earlier page
+    browser.look(*SCREENS[screen], dark)
     browser.open(f'{base}{page}.html')
     assert not browser.complaints
     assert not [r for r in browser.requests if not r.startswith((base, 'data:', 'blob:', 'about:'))]
