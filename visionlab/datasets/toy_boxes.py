@@ -48,8 +48,8 @@ def toy_box_scene(
     for _ in range(4*wanted):
         if len(boxes) == wanted: break
         k = int(rng.integers(classes))
-        cover = shape_cover(MASK_SHAPES[k], rng, w, h, radius=(.06, .22))
-        fill = photo_window(rng, split, w, h) if rng.random() < .15 else np.float32(rng.uniform(0, 255, 3))
+        cover = shape_cover(MASK_SHAPES[k], rng, w, h, radius=(.09, .24))
+        fill = photo_window(rng, split, w, h) if rng.random() < .05 else np.float32(rng.uniform(0, 255, 3))
         box = _extent(cover)
         if box is None or min(box[2] - box[0], box[3] - box[1]) < 8 or _too_close(box, boxes): continue
         image += cover[..., None]*(fill - image)
@@ -61,7 +61,7 @@ def toy_box_scene(
     return image, np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64), np.array(hidden[::-1], bool)
 
 # %% ../../nbs/datasets/12_toy_boxes.ipynb #a45f51c8
-_TOY_BOX_VERSION = 1 # Raised when the scenes change, so that old sets are drawn again
+_TOY_BOX_VERSION = 2 # Raised when the scenes change, so that old sets are drawn again
 
 def _voc_text(name, image, boxes, labels, difficult):
     "A VOC annotation"
