@@ -339,7 +339,7 @@ def toy_text_page(
         if y + 1.15*height + 4 > h: break
         while True:
             text, font = toy_word(rng, split), _choose(rng, _FONTS)
-            if rng.random() < .5: text = ''.join(rng.permutation(list(text)))        # letters are to be learned, not words
+            if rng.random() < .5: text = ''.join(rng.permutation(list(text))[:int(rng.integers(1, 6))])        # letters are to be learned, not words
             mask = _styled_mask(rng, text, font, _fit_font(text, font, height*rng.uniform(.7, 1), .9*w), rng.choice(list(_STYLES), p=list(_STYLES.values())))
             if x + mask.width + 4 > w: break
             turn = min(6., math.degrees(.12*height/mask.width)) if mask.width > height else 4.      # it stays in its row
@@ -375,7 +375,7 @@ def threshold_baseline(
     return out
 
 # %% ../../nbs/datasets/02_toy.ipynb #2a32240c
-_TOY_VERSION = 5 # Raised when the scenes change, so that old sets are drawn again
+_TOY_VERSION = 6 # Raised when the scenes change, so that old sets are drawn again
 
 def _write_split(folder, split, n, size, pages):
     "Images and label files of one split"
