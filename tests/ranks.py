@@ -68,14 +68,14 @@ class MeanOverImages(nn.Module):
         if self.system == 'frcnn':
             there = (pred[7] >= 0).float()[..., None]
             return (pred[0].square().mean((1, 2)) + pred[1].square().mean((1, 2)) + (pred[5].square()*there).sum((1, 2))/there.sum((1, 2)).clamp(min=1)).mean()
-        maps = pred[:3] if isinstance(pred, tuple) else [pred]
+        maps = (pred[0], pred[1]/640, pred[2]) if isinstance(pred, tuple) else [pred]      # distances are px, up to 640
         return sum(m.square().flatten(1).mean() for m in maps)
 
 
 def equal_steps(system, data, out, batch_size):
     "Weights after two epochs without anything that depends on how a batch is divided"
-    own = dict(fots=dict(read=False), frcnn=dict(freeze_bn=True, rpn_samples=100_000, roi_samples=1000, n_pre_train=20_000, n_post_train=900)).get(system, {})
-    loss = {} if system in ('multilabel', 'segmentation') else dict(loss=MeanOverImages(system))      # these two have such losses themselves
+    own = dict(fots=dict(read=False), segmentation=dict(rotate=0., scale=(1., 1.)), frcnn=dict(freeze_bn=True, rpn_samples=100_000, roi_samples=1000, n_pre_train=20_000, n_post_train=900)).get(system, {})
+    loss = {} if system in ('multilabel', 'segmentation') else dict(loss=MeanOverImages(system))      # these two have such losses themselves, as long as all pixels count
     trainer = trainer_of(system, data, out, name=f'{system}-{batch_size}', batch_size=batch_size, cbs=[StillBatchNorm()], **loss, **own)
     start = {k: v.clone() for k, v in trainer.learn.model.state_dict().items()}
     trainer.train()
