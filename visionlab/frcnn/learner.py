@@ -271,7 +271,9 @@ class FRCNNStepTrainer(nn.Module):
 # %% ../../nbs/frcnn/07_learner.ipynb #e90e3aab
 _FRCNN_FIELDS = ('backbone', 'feature_stride', 'dilate', 'head', 'head_width', 'roi_layer', 'fpn', 'anchor_scales', 'anchor_ratios', 'fpn_scales', 'center_offset', 'freeze_bn', 'start_epoch')
 
-def frcnn_meta(learn):
+def frcnn_meta(
+    learn, # Learner of `frcnn_learner`
+) -> dict: # Parts of a checkpoint
     "What a checkpoint needs for predictions, besides weights and settings"
     c = learn.config
     return dict(classes=list(learn.dls.vocab), normalisation=dict(mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD)), input_size=list(c.input_shape),
