@@ -46,8 +46,8 @@ def chapter_number():
     "Module -> order number of its notebook"
     out = {}
     for nb in nbs:
-        m, d = re.match(r'(\d+)[a-z]?_', nb.name), default_exp(nb)
-        if d: out[d] = int(m[1]) if m else 99
+        m, d = re.match(r'(\d+)([a-z]?)_', nb.name), default_exp(nb)
+        if d: out[d] = int(m[1]) + (ord(m[2]) - 96 if m[2] else 0)/100 if m else 99     # 01a comes after 01
     return out
 
 
