@@ -91,7 +91,7 @@ class FOTSItems:
         train:bool=True,   # Random square views, or whole images
     ):
         c,k = config, config.short_side/config.input_size
-        common = dict(aspect=c.aspect, rotate=c.rotate, flip=0, color_jitter=c.color_jitter, noise=c.noise)
+        common:dict = dict(aspect=c.aspect, rotate=c.rotate, flip=0, color_jitter=c.color_jitter, noise=c.noise)
         self.view = TextTransform(c.input_size, scale=(c.scale[0]*k, c.scale[1]*k), crop_text=c.crop_text, **common) if train else None
         self.sheet_view = TextTransform(c.input_size, scale=(1,1), crop_text=0, **{**common, 'rotate': min(c.rotate, 3)}) if train else None
         self.size,self.short,self.charset,self.jitter = c.input_size, c.test_size, Charset(c.charset), c.box_jitter if train else 0
