@@ -57,7 +57,7 @@ class Browser:
         n = next(self.numbers)
         os.write(self.write, json.dumps(dict(id=n, method=method, params=params, **(dict(sessionId=self.session) if self.session else {}))).encode() + b'\0')
         while True:
-            m = self.answers.get(timeout=60)
+            m = self.answers.get(timeout=120)
             if m is None: raise RuntimeError('chromium has ended')
             if m['id'] == n: break
         if 'error' in m: raise RuntimeError(f'{method}: {m["error"]}')
@@ -69,7 +69,7 @@ class Browser:
         if 'exceptionDetails' in r: raise RuntimeError(str(r['exceptionDetails']))
         return r['result'].get('value')
 
-    def wait(self, code, seconds=60):
+    def wait(self, code, seconds=120):
         "The value of an expression as soon as it is true"
         end = time.monotonic() + seconds
         while not (value := self.js(code)):
