@@ -818,6 +818,40 @@ def test_bad_checkpoints(refused, toy, best, kind, said):
     assert not Path('owned').exists() and not Path('predictions/predictions.jsonl').exists()
 
 
+@covers(*(f'check.{n}' for n in 'images_folder input_shape resize short_side long_side feature_stride anchor_scales anchor_ratios classes_path'.split()))
+def test_check_takes_the_settings_of_a_run(done, refused, tmp_path):
+    from visionlab.datasets.boxes import read_voc, write_coco_truth
+    from visionlab.datasets.toy_boxes import make_toy_boxes
+    toy = make_toy_boxes(tmp_path/'toy', n_train=6, n_test=3, size=64, classes=2)
+    assert 'scales' in done('check', 'frcnn', toy)
+    lines = done('check', 'frcnn', toy, *'--input-shape 128 96 --resize letterbox --feature-stride 8 --anchor-scales 1.5 3 --anchor-ratios 1'.split())
+    assert 'at 96x128 px, stride 8' in lines and re.search(r'^1\.5 3 +24 48', lines, re.M)
+    assert 'at a short side of 90 px, at most 200' in done('check', 'frcnn', toy, *'--resize short_side --short-side 90 --long-side 200'.split())
+    data = read_voc(toy, 'test')
+    truth = json.loads(write_coco_truth(tmp_path/'truth.json', data.samples, data.names).read_text())
+    for m in truth['images']: m['file_name'] = m['file_name'].rpartition('/')[2]
+    (tmp_path/'truth.json').write_text(json.dumps(truth))
+    assert '3 of 3 images' in done('check', 'frcnn', tmp_path/'truth.json', '--images-folder', toy/'JPEGImages')
+    (tmp_path/'names.txt').write_text('disc\n')
+    assert 'unknown class' in done('check', 'frcnn', toy, '--classes-path', tmp_path/'names.txt')
+    assert 'anchor_scales' in refused('check', 'frcnn', toy, '--anchor-scales', '0')
+
+
+@covers('evaluate.results', 'evaluate.images_folder')
+def test_boxes_for_the_programs_of_others(done, tmp_path):
+    from visionlab.datasets.boxes import read_voc, write_coco_truth
+    from visionlab.datasets.toy_boxes import make_toy_boxes
+    toy = make_toy_boxes(tmp_path/'toy', n_train=6, n_test=3, size=64, classes=2)
+    done('train', 'frcnn', '--train-path', toy, '--val-path', toy, '--name', 'boxes', *'--input-shape 64 64 --backbone resnet18 --feature-stride 8 --no-dilate --head mlp --head-width 16 --anchor-scales 1 2 --no-pretrained --epochs 1 --batch-size 2 --num-workers 0 --no-tensorboard --device cpu'.split())
+    data = read_voc(toy, 'test')
+    truth = json.loads(write_coco_truth(tmp_path/'truth.json', data.samples, data.names).read_text())
+    for m in truth['images']: m['file_name'] = m['file_name'].rpartition('/')[2]          # names alone: their folder is given
+    (tmp_path/'truth.json').write_text(json.dumps(truth))
+    done('evaluate', 'output/boxes/best.pth', '--data', tmp_path/'truth.json', '--images-folder', toy/'JPEGImages', '--results', 'found', '--device', 'cpu', '--min-score', '0')
+    assert {d['image_id'] for d in json.loads(Path('found/detections.json').read_text())} <= {m['id'] for m in truth['images']}
+    assert {f.name for f in Path('found').glob('*.txt')} == {f'comp3_det_test_{n}.txt' for n in data.names}
+
+
 # A full disk: files of more than so many bytes cannot be written
 
 @pytest.fixture

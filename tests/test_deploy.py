@@ -130,7 +130,9 @@ def test_parts_of_a_spotter(exported):
     reader = OnnxNet(done.files[1]['path'])
     net = load_predictor(path, 'cpu').model.reader
     words, widths = torch.randn(7, 32, 8, 61), torch.tensor([61, 1, 5, 30, 60, 17, 2])
-    with torch.no_grad(): torch.testing.assert_close(reader(words, widths), net(words, widths), atol=1e-4, rtol=1e-4)
+    words = words*(torch.arange(61) < widths[:, None])[:, None, None]     # straightened words end in zeros
+    with torch.no_grad(): pairs = zip(reader(words, widths), net(words, widths), widths)
+    for a, b, n in pairs: torch.testing.assert_close(a[:n], b[:n], atol=1e-4, rtol=1e-4)     # what lies beyond a word means nothing
 
 
 def test_missing_part_is_one_line(exported, tmp_path):

@@ -145,7 +145,7 @@ def _check(words):
     path, words = _first(words, f'check {name}', 'PATH')
     options = parse_args(CheckOptions, words, prog=f'visionlab check {name} PATH', description='Report what is in a data set, and what could not be used.')
     _check_target('save', options.save)
-    check, other = system.load('check'), dict(classes_path='names', anchor_scales='scales', anchor_ratios='ratios')
+    check, other = system.load('check'), dict(classes_path='names')
     given = {k: v for k, v in vars(options).items() if v is not None and k != 'save'}
     known = inspect.signature(check).parameters
     _check_known(check, {k: v for k, v in given.items() if other.get(k, k) not in known}, system)

@@ -8,6 +8,7 @@ __all__ = ['FRCNNDataReport', 'boxes_in_frame', 'check_frcnn']
 # %% ../../nbs/frcnn/09_checks.ipynb #846b3f4d
 from fastcore.basics import patch
 from ..core.checks import check_choice
+from ..core.checks import check_range
 from ..datasets.box_checks import BoxDataReport
 from ..datasets.box_checks import check_box_data
 from ..datasets.boxes import BoxTransform
@@ -51,18 +52,20 @@ def check_frcnn(
     resize:str='letterbox',   # 'letterbox' or 'short_side'
     short_side:int=600,       # short_side: wanted short side, px
     long_side:int=1000,       # short_side: the long side is at most this, px
-    scales=(8, 16, 32),       # Sides of the anchors, in units of 16 px
-    ratios=(.5, 1, 2),        # Heights over widths of the anchors
+    anchor_scales=(8, 16, 32), # Sides of the anchors, in units of 16 px, above 0
+    anchor_ratios=(.5, 1, 2), # Heights over widths of the anchors, above 0
     feature_stride:int=16,    # Pixels between two places of the feature map, 16 or 8
 ) -> FRCNNDataReport:         # Print its `summary()`, or look at `show()`
     "Look through a detection data set, and see what anchors can reach there"
     check_choice('feature_stride', feature_stride, (8, 16))
+    for name, values in (('anchor_scales', anchor_scales), ('anchor_ratios', anchor_ratios)):
+        for v in values: check_range(name, v, above=0)
     view = BoxTransform(input_shape, resize, False, short_side, long_side)
     report:FRCNNDataReport = check_box_data(path, names, images_folder, kind=FRCNNDataReport)
     boxes, frames = boxes_in_frame(report, view)
     if not boxes: return report
-    scales, better = tuple(map(float, scales)), suggest_scales(boxes, len(scales))
-    grids = {s: AnchorGrid(feature_stride, ratios=ratios, scales=s) for s in dict.fromkeys((scales, tuple(map(float, better)))) if s}
+    scales, better = tuple(map(float, anchor_scales)), suggest_scales(boxes, len(anchor_scales))
+    grids = {s: AnchorGrid(feature_stride, ratios=anchor_ratios, scales=s) for s in dict.fromkeys((scales, tuple(map(float, better)))) if s}
     report.anchors = {s: anchor_recall(boxes, frames, g) for s,g in grids.items()}
     report.notes.insert(0, f'anchors: "{report.parts[0].name}" at {f"{view.input_shape[1]}x{view.input_shape[0]} px" if resize == "letterbox" else f"a short side of {short_side} px, at most {long_side}"}, stride {feature_stride}')
     report.warnings += _anchor_warnings(report, boxes, frames, grids, scales)
