@@ -178,11 +178,11 @@ def _evaluate(words):
     from visionlab.deploy.onnx import any_checkpoint
     _check_target('save', options.save)
     _check_target('results', options.results and str(Path(options.results)/'detections.json'))
-    system, checkpoint = any_checkpoint(path)
+    system, checkpoint, device = any_checkpoint(path, options.device)
     given = {k: v for k in ('min_score', 'lexicon', 'beam', 'prune', 'images_folder', 'results') if (v := getattr(options, k)) is not None and v is not False}    # a system that knows no such thing is not asked for it
     evaluate = system.load('evaluate')
     _check_known(evaluate, given, system)
-    score = evaluate(checkpoint, data=options.data, device=options.device, batch_size=options.batch_size, **given)
+    score = evaluate(checkpoint, data=options.data, device=device, batch_size=options.batch_size, **given)
     print(score)
     if options.save: write_json(options.save, score.to_dict())
 
@@ -289,14 +289,16 @@ def _predict(words):
     path = _one_checkpoint(first, options.model)
     if not options.source: raise InputError('visionlab predict needs --source: an image, a video, a folder, a pattern, a text file that lists images, an address or the number of a camera')
     from visionlab.datasets.samples import Report
-    from visionlab.deploy.onnx import any_checkpoint, any_predictor
+    from visionlab.deploy.onnx import any_checkpoint
     from visionlab.inference.sources import split_sources
     from visionlab.inference.streams import load_frames
     files, streams = split_sources(options.source)
     out, report = _results_folder(options, files), Report()
     given = _given(options)
-    if given: _check_known((system := any_checkpoint(path)[0]).load('predictor'), given, system)
-    predictor = any_predictor(path, device=options.device, **given)
+    system, checkpoint, device = any_checkpoint(path, options.device)
+    make = system.load('predictor')
+    _check_known(make, given, system)
+    predictor = make(checkpoint, device=device, **given)
     frames = load_frames([*files, *streams], max_frames=options.max_frames, report=report)
     with _Answers(out, options) as answers:
         stopped = _answer_all(predictor, frames, answers, options)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ONNX_FORMAT', 'deploy_package', 'ExportPart', 'export_parts', 'OnnxNet', 'parity', 'OnnxExport', 'export_onnx',
-           'part_path', 'onnx_metadata', 'onnx_checkpoint', 'onnx_predictor', 'any_predictor', 'any_checkpoint']
+           'part_path', 'onnx_metadata', 'onnx_checkpoint', 'onnx_predictor', 'any_checkpoint']
 
 # %% ../../nbs/deploy/00_onnx.ipynb #ce5e2928
 import contextlib
@@ -33,7 +33,6 @@ from ..core.tables import html_table
 from ..core.tables import text_table
 from ..inference.predictor import Predictor
 from ..inference.predictor import checkpoint_system
-from ..inference.predictor import load_predictor
 from ..training.checkpoint import FORMAT
 from ..training.checkpoint import FORMAT_VERSION
 from ..training.checkpoint import PARTS
@@ -289,18 +288,11 @@ def onnx_predictor(
     checkpoint = onnx_checkpoint(path, 'cpu' if device == 'auto' else device)
     return find_system(checkpoint['system']).load('predictor')(checkpoint, device='cpu', **options)
 
-def any_predictor(
+def any_checkpoint(
     path,              # Checkpoint, or ONNX file
     device:str='auto', # auto, cpu, cuda, cuda:N or mps; for ONNX cpu or cuda, and auto is cpu
-    **options,         # Settings of the system's decoding that take the place of stored ones
-) -> Predictor:        # Ready for images
-    "The predictor of a checkpoint or of an ONNX file"
-    return (onnx_predictor if Path(path).suffix.lower() == '.onnx' else load_predictor)(path, device, **options)
-
-def any_checkpoint(
-    path, # Checkpoint, or ONNX file
-) -> tuple: # Its `System`, and its parts
+) -> tuple:            # Its `System`, its parts, and the device for torch's part of the work
     "The system and the parts of a checkpoint or of an ONNX file"
-    if Path(path).suffix.lower() != '.onnx': return checkpoint_system(path)
-    checkpoint = onnx_checkpoint(path)
-    return find_system(checkpoint['system']), checkpoint
+    if Path(path).suffix.lower() != '.onnx': return *checkpoint_system(path), device
+    checkpoint = onnx_checkpoint(path, 'cpu' if device == 'auto' else device)
+    return find_system(checkpoint['system']), checkpoint, 'cpu'
