@@ -213,7 +213,7 @@ class FRCNNExport:
     @staticmethod
     def parts(
         checkpoint:dict, # What `load_checkpoint` gave
-    ): raise InputError('Faster R-CNN cannot be exported to ONNX: how many places get a second look depends on the image, which a fixed graph cannot say. `visionlab predict` runs the checkpoint as it is')
+    ): raise InputError('Faster R-CNN cannot be exported to ONNX by this version: its two looks have not been divided into parts with free sizes. `visionlab predict` runs the checkpoint as it is')
 
 def prune_frcnn(
     source,    # Path of a checkpoint, or what `load_checkpoint` gave
