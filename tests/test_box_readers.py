@@ -262,7 +262,6 @@ def test_coco_images_folder(tmp_path):
 
 
 def test_results_are_what_coco_scores(tmp_path):
-    pytest.importorskip('faster_coco_eval')
     from visionlab.metrics.detection import coco_stats
     data = read_coco(coco_file(tmp_path))
     preds = [(torch.tensor(data.samples[0].boxes), torch.tensor(data.samples[0].labels), torch.tensor([.9]))]

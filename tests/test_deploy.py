@@ -11,9 +11,7 @@ from torch import nn
 from visionlab.core.checks import InputError
 from visionlab.training.checkpoint import save_checkpoint
 
-pytest.importorskip('onnx')
-pytest.importorskip('onnxruntime')
-pytest.importorskip('onnxscript')
+for package in ('onnx', 'onnxruntime', 'onnxscript'): pytest.importorskip(package, reason=f'needs {package}: pip install visionlab[deploy]')
 from visionlab.cli.app import main
 from visionlab.deploy import onnx as chapter
 from visionlab.deploy.onnx import ExportPart

@@ -16,7 +16,7 @@ from visionlab.training.checkpoint import load_weights
 from visionlab.training.checkpoint import restore_model
 from visionlab.training.checkpoint import save_checkpoint
 
-pytest.importorskip('torch_pruning')
+pytest.importorskip('torch_pruning', reason='needs torch-pruning: pip install visionlab[deploy]')
 from visionlab.deploy import quantize
 from visionlab.deploy.prune import prune_checkpoint
 from visionlab.deploy.prune import prune_model

@@ -131,7 +131,7 @@ def test_demo(installed, tmp_path, capsys):
 
 def test_leaves_python_and_loses_channels(run, data, tmp_path, capsys):
     "Neither is written anywhere in the package: a system that needs nothing special has both"
-    for package in ('onnx', 'onnxruntime', 'onnxscript', 'torch_pruning'): pytest.importorskip(package)
+    for package in ('onnx', 'onnxruntime', 'onnxscript', 'torch_pruning'): pytest.importorskip(package, reason=f'needs {package}: pip install visionlab[deploy]')
     assert main(['export', str(run/'best.pth'), '--output', str(tmp_path/'best.onnx')]) == 0
     assert main(['evaluate', str(tmp_path/'best.onnx'), '--data', str(data[1])]) == 0
     assert main(['prune', str(run/'best.pth'), '--output', str(tmp_path/'small.pth'), '--sparsity', '.5']) == 0
