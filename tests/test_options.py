@@ -18,7 +18,8 @@ from visionlab.datasets.samples import Sample
 from visionlab.datasets.toy import make_toy_text
 from visionlab.inference import load_predictor
 from visionlab.pan.config import PANConfig
-from visionlab.pan.learner import PANItems, PANTrainer, find_words, pan_dataloaders, pan_learner, pan_loss, pan_model, pan_samples
+from visionlab.pan.data import PANItems, pan_dataloaders, pan_samples
+from visionlab.pan.learner import PANTrainer, find_words, pan_learner, pan_loss, pan_model
 from visionlab.training.callbacks import one_cycle
 from visionlab.training.checkpoint import load_checkpoint
 

@@ -123,7 +123,7 @@ def method_links(src, symbols):
 
 
 def page_path(nb):
-    "Where the page of a notebook lives, without its order number: pan/03_loss.ipynb -> pan/loss.md"
+    "Where the page of a notebook lives, without its order number: pan/04_loss.ipynb -> pan/loss.md"
     rel = nb.relative_to(nbs)
     return rel.with_name(re.sub(r'^\d+[a-z]?_', '', rel.stem) + '.md')
 

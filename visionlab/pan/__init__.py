@@ -13,7 +13,8 @@ from ..core.front_door import lazy_names
 # %% ../../nbs/pan/index.ipynb #c2b6d167
 __getattr__, __dir__ = lazy_names(__name__, dict(
     config='PANConfig pan_system', targets='PANTargets', model='PAN FPEM FFM', loss='PANLoss', decode='decode_pan TextResult',
-    learner='PANTrainer PANItems PANEvaluator pan_samples pan_dataloaders show_pan_batch pan_model pan_learner get_dataloader get_loss get_model',
+    data='PANItems pan_samples pan_dataloaders show_pan_batch',
+    learner='PANTrainer PANEvaluator pan_model pan_learner get_dataloader get_loss get_model',
     predict='pan_predictor PANEvaluation evaluate_pan pan_demo'))
 
 # %% ../../nbs/pan/index.ipynb #2f6aeb94
