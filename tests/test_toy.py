@@ -9,7 +9,7 @@ from PIL import Image
 from visionlab.core.checks import InputError
 from visionlab.datasets.checks import check_text_data
 from visionlab.datasets.readers import read_icdar
-from visionlab.datasets.toy import WORDS, make_toy_text, threshold_baseline, toy_text_scene, toy_word
+from visionlab.datasets.toy import WORDS, make_toy_text, threshold_baseline, toy_text_page, toy_text_scene, toy_word
 from visionlab.metrics.text import text_hmean
 
 
@@ -32,6 +32,17 @@ def test_no_word_is_in_both_splits(scenes):
     rng = np.random.default_rng(0)
     drawn = {s: {toy_word(rng, s).lower() for _ in range(4000)} for s in WORDS}
     assert not drawn['train'] & drawn['test']
+
+
+def test_capitals(tmp_path):
+    "The same words at their own places, and not one small letter; a set in capitals is another set"
+    for draw in (toy_text_scene, toy_text_page):
+        plain, loud = draw(3)[2], draw(3, capitals=True)[2]
+        assert plain[0].upper() == loud[0] and any(c.islower() for t in plain for c in t) and not any(c.islower() for t in loud for c in t)
+    make_toy_text(tmp_path/'toy', n_train=3, n_test=1, size=128)
+    make_toy_text(tmp_path/'toy', n_train=3, n_test=1, size=128, pages=2, capitals=True)
+    labels = ''.join(p.read_text() for p in (tmp_path/'toy').rglob('gt_*.txt'))
+    assert any(c.isupper() for c in labels) and not any(c.islower() for c in labels)
 
 
 def test_labels(scenes):

@@ -55,11 +55,12 @@ def _number(rng, split):
 def toy_word(
     rng,              # numpy Generator
     split:str,        # 'train' or 'test'
+    capitals=False,   # No small letters?
 ) -> str:             # Word, number or price
     "Draw a word of a split"
     if rng.random() < .18: return _number(rng, split)
     word, style = _choose(rng, WORDS[split]), rng.random()
-    return word.upper() if style < .4 else word.title() if style < .75 else word
+    return word.upper() if capitals or style < .4 else word.title() if style < .75 else word
 
 # %% ../../nbs/datasets/02_toy.ipynb #7277f8e0
 _FONTS = ('DejaVuSans', 'DejaVuSans-Bold', 'DejaVuSans-Oblique', 'DejaVuSerif', 'DejaVuSerif-Bold', 'DejaVuSerif-Italic', 'DejaVuSansMono',
@@ -155,12 +156,12 @@ def _stamp(image, mask, matrix, origin, colour):
     return corners
 
 # %% ../../nbs/datasets/02_toy.ipynb #ad4f70e9
-def _layout(rng, split, height, max_width):
+def _layout(rng, split, height, max_width, capitals=False):
     "Words of a group in the group's own frame: texts, masks, and boxes float (n,4) as x, y, width, height"
     kind, style = rng.choice(['one', 'row', 'stack'], p=[.9, .05, .05]), rng.choice(list(_STYLES), p=list(_STYLES.values()))
     n, texts, masks, boxes = 1 if kind == 'one' else 2, [], [], []
     for i in range(n):
-        text = toy_word(rng, split)
+        text = toy_word(rng, split, capitals)
         if i == 0 or rng.random() < .6: font = _choose(rng, _FONTS + _LETTER_FONTS)
         if font in _LETTER_FONTS and not text.isalpha(): font = _choose(rng, _FONTS)
         size = _fit_font(text, font, height * (1 if i == 0 else rng.uniform(.85, 1.15)), max_width / (n if kind == 'row' else 1))
@@ -265,11 +266,11 @@ def _draw_sign(rng, image, outline, ground, ink):
     ImageDraw.Draw(image).polygon([tuple(p) for p in outline], fill=tuple(int(v) for v in ground), outline=frame, width=1 + int(rng.random() < .5))
 
 # %% ../../nbs/datasets/02_toy.ipynb #c5e13f98
-def _draw_group(rng, image, split, taken):
+def _draw_group(rng, image, split, taken, capitals=False):
     "Draw a group of words; gives corners and texts, empty when there is no room"
     w, h = image.size
     height, sign = min(.2 * h, rng.uniform(10, 16) if rng.random() < .05 else rng.uniform(20, 44)), rng.random() < .35
-    texts, masks, boxes = _layout(rng, split, height, .8 * w)
+    texts, masks, boxes = _layout(rng, split, height, .8 * w, capitals)
     placed = _place(rng, boxes, image.size, taken, pad=rng.uniform(.38, .55) * height if sign else 0.)
     if placed is None: return [], []
     matrix, origin, outline = placed
@@ -305,6 +306,7 @@ def toy_text_scene(
     index:int,           # Number of the scene, from 0
     split:str='train',   # 'train' or 'test': other photograph, other words
     size=(320, 320),     # Width and height, px, or one number for both
+    capitals=False,      # Are all words in capitals?
 ):                       # (uint8 (H,W,3) RGB, list of float (4,2) corners clockwise, texts, ignore bool (n,))
     "Draw one scene, the same for the same arguments"
     check_choice('split', split, tuple(WORDS))
@@ -315,7 +317,7 @@ def toy_text_scene(
         wanted = max(1, round(rng.uniform(4, 8) * w * h / 320**2))
         for _ in range(2 * wanted):
             if len(polys) >= wanted: break
-            quads, words = _draw_group(rng, image, split, taken)
+            quads, words = _draw_group(rng, image, split, taken, capitals)
             polys, texts = polys + quads, texts + words
         smeared = [_draw_illegible(rng, image, split, taken) for _ in range(int(rng.choice([0, 1, 2], p=[.6, .25, .15])))]
         polys, texts = polys + [q for q in smeared if q is not None], texts + ['###'] * sum(q is not None for q in smeared)
@@ -328,6 +330,7 @@ def toy_text_page(
     index:int,           # Number of the page, from 0
     split:str='train',   # 'train' or 'test': other photograph, other words
     size=(320, 320),     # Width and height, px, or one number for both
+    capitals=False,      # Are all words in capitals?
 ):                       # (uint8 (H,W,3) RGB, list of float (4,2) corners clockwise, texts, ignore bool (n,), all False)
     "Draw rows of words, the same for the same arguments"
     check_choice('split', split, tuple(WORDS))
@@ -338,7 +341,7 @@ def toy_text_page(
         height, x = rng.uniform(18, 40), rng.uniform(4, 16)
         if y + 1.15*height + 4 > h: break
         while True:
-            text, font = toy_word(rng, split), _choose(rng, _FONTS)
+            text, font = toy_word(rng, split, capitals), _choose(rng, _FONTS)
             if rng.random() < .5: text = ''.join(rng.permutation(list(text))[:int(rng.integers(1, 6))])        # letters are to be learned, not words
             mask = _styled_mask(rng, text, font, _fit_font(text, font, height*rng.uniform(.7, 1), .9*w), rng.choice(list(_STYLES), p=list(_STYLES.values())))
             if x + mask.width + 4 > w: break
@@ -377,11 +380,11 @@ def threshold_baseline(
 # %% ../../nbs/datasets/02_toy.ipynb #2a32240c
 _TOY_VERSION = 6 # Raised when the scenes change, so that old sets are drawn again
 
-def _write_split(folder, split, n, size, pages):
+def _write_split(folder, split, n, size, pages, capitals):
     "Images and label files of one split"
     for d in ('img', 'gt'): (folder/split/d).mkdir(parents=True, exist_ok=True)
     for i in range(n + pages):
-        image, polys, texts, _ = toy_text_scene(i, split, size) if i < n else toy_text_page(i - n, split, size)
+        image, polys, texts, _ = toy_text_scene(i, split, size, capitals) if i < n else toy_text_page(i - n, split, size, capitals)
         lines = [','.join(str(int(round(v))) for v in q.reshape(-1)) + f',{t}\n' for q, t in zip(polys, texts)]
         packed = io.BytesIO()
         Image.fromarray(image).save(packed, 'JPEG', quality=92)
@@ -402,11 +405,12 @@ def make_toy_text(
     n_test:int=100,    # Test scenes
     size=(320, 320),   # Width and height, px
     pages:int=0,       # Pages full of words in the training part, after its scenes
+    capitals=False,    # All words in capitals? Easier to read, and signs are written so
 ) -> Path:             # The folder, holding train/img, train/gt, test/img, test/gt
     "Write a toy set in the ICDAR 2015 layout, unless it is there already"
     folder, n = Path(folder).expanduser(), {}
     for name, v in (('train', n_train), ('test', n_test)): n[name] = check_range(f'n_{name}', v, 1, kind=int)
-    wanted = dict(toy='text', version=_TOY_VERSION, size=list(_toy_size(size)), **n, **(dict(pages=pages) if check_range('pages', pages, 0, kind=int) else {}))
+    wanted = dict(toy='text', version=_TOY_VERSION, size=list(_toy_size(size)), **n, **(dict(pages=pages) if check_range('pages', pages, 0, kind=int) else {}), **(dict(capitals=True) if capitals else {}))
     if _toy_is_there(folder, wanted): return folder
     if folder.exists() and not folder.is_dir(): raise InputError(f'"folder" needs a folder, "{folder}" is a file')
     others = [p.name for p in folder.iterdir() if p.name not in ('toy.json', *WORDS)] if folder.exists() else []
@@ -416,6 +420,6 @@ def make_toy_text(
     for old in (p for s in WORDS for d in ('img', 'gt') for p in (folder/s/d).glob('*img_*.*')): old.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     write_json(started, dict(toy='text', unfinished=True))
-    for split in WORDS: _write_split(folder, split, n[split], _toy_size(size), pages if split == 'train' else 0)
+    for split in WORDS: _write_split(folder, split, n[split], _toy_size(size), pages if split == 'train' else 0, capitals)
     write_json(started, wanted)
     return folder
