@@ -242,9 +242,9 @@ def _draw_wires(rng, image):
             draw.line([tuple(p - way * (w + h)), tuple(p + way * (w + h))], colour, width)
 
 # %% ../../nbs/datasets/02_toy.ipynb #8e2d30f3
-def _draw_illegible(rng, image, split, taken):
+def _draw_illegible(rng, image, split, taken, capitals=False):
     "One word that cannot be read; gives its corners or None when there is no room"
-    text, font, tiny = toy_word(rng, split), _choose(rng, _FONTS), rng.random() < .5
+    text, font, tiny = toy_word(rng, split, capitals), _choose(rng, _FONTS), rng.random() < .5
     size = _fit_font(text, font, rng.uniform(5, 8) if tiny else rng.uniform(12, 24), .5 * image.width, least=4)
     mask = _word_mask(text, font, size)
     placed = _place(rng, np.array([[0, 0, *mask.size]], float), image.size, taken)
@@ -319,7 +319,7 @@ def toy_text_scene(
             if len(polys) >= wanted: break
             quads, words = _draw_group(rng, image, split, taken, capitals)
             polys, texts = polys + quads, texts + words
-        smeared = [_draw_illegible(rng, image, split, taken) for _ in range(int(rng.choice([0, 1, 2], p=[.6, .25, .15])))]
+        smeared = [_draw_illegible(rng, image, split, taken, capitals) for _ in range(int(rng.choice([0, 1, 2], p=[.6, .25, .15])))]
         polys, texts = polys + [q for q in smeared if q is not None], texts + ['###'] * sum(q is not None for q in smeared)
     _draw_wires(rng, image)
     for _ in range(rng.poisson(8 * w * h / 320**2)): _draw_clutter(rng, image, taken)
