@@ -33,7 +33,7 @@ class PANConfig(RunConfig):
     train_ratio:tuple[float, ...] = ()       # Share of each training set that is used, in (0, 1]; empty: all images of all sets
     val_path:tuple[str, ...] = ()            # Validation sets, same formats; empty to hold back val_ratio of the training images
     val_ratio:float = 0.1                    # Share of the training images held back for validation, in [0, 1), without val_path
-    input_size:int = 640                     # Side of the square training crop, px, a multiple of 32, at most 8192
+    input_size:int = 640                     # Side of the square view in training, px, a multiple of 32, at most 8192
     test_size:int = 736                      # Short side of an image in validation and prediction, px, 32 to 8192
     img_channel:int = 3                      # 3 for colour, 1 for gray images
     # Augmentation
@@ -41,7 +41,7 @@ class PANConfig(RunConfig):
     aspect:tuple[float, float] = (0.9, 1.1)  # Random stretch, width over height, smallest and largest, 0.1 or above
     rotate:float = 10.                       # Random rotation up to this angle either way, degrees, at most 180
     flip:float = 0.5                         # Share of images mirrored left to right, in [0, 1]; 0 for documents
-    crop_text:float = 0.625                  # Share of crops placed on text on purpose, in [0, 1]
+    crop_text:float = 0.625                  # Share of views placed on text on purpose, in [0, 1]
     color_jitter:float = 0.5                 # Strength of brightness and saturation changes, in [0, 1], 0 for none
     noise:float = 0.                         # Largest standard deviation of added noise, share of full white, in [0, 1]
     # Targets
