@@ -121,7 +121,7 @@ def _some(values): return ', '.join(map(str, values[:8])) + (f' and {len(values)
 
 # %% ../../nbs/datasets/06_masks.ipynb #d0eeca3e
 def read_mask(
-    path,              # Picture file
+    path,              # Mask file
     classes:int,       # Number of classes with the background, 1 to 255; 1: one class against the rest
     table=None,        # Class of each colour: a dict (r,g,b) -> class, or a file for `read_color_table`; None: pixels are numbers
     ignore_index=None, # Value that does not count, 0 to 255, None for none

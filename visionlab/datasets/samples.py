@@ -103,6 +103,7 @@ class ReportEntry(NamedTuple):
     path: str        # File concerned
     detail: str = '' # What exactly, and what was done about it
     line: int = None # Line in that file, from 1
+    n: int = 1       # How many of them the entry stands for
 
     def __str__(self): return f"{self.path}{'' if self.line is None else f', line {self.line}'}{': ' * bool(self.detail)}{self.detail}"
 
@@ -119,16 +120,17 @@ class Report:
         path,           # File concerned
         detail:str='',  # What exactly, and what was done
         line:int=None,  # Line in that file, from 1
+        n:int=1,        # How many of them, where one entry stands for several
     ):                  # The report itself
         "Write one thing down"
-        self.entries.append(ReportEntry(kind, str(path), detail, line))
+        self.entries.append(ReportEntry(kind, str(path), detail, line, n))
         return self
 
     @property
     def counts(self):
-        "Number of entries by kind, in the order in which the kinds first appeared"
+        "How many there are of each kind, in the order in which the kinds first appeared"
         out = {}
-        for e in self.entries: out[e.kind] = out.get(e.kind, 0) + 1
+        for e in self.entries: out[e.kind] = out.get(e.kind, 0) + e.n
         return out
 
     def of(self, kind): return [e for e in self.entries if e.kind == kind]
@@ -145,7 +147,7 @@ def summary(self:Report,
     for kind, n in self.counts.items():
         lines.append(f'{n:6,}  {kind}')
         lines += [f'          {e}' for e in self.of(kind)[:first]]
-        if n > first: lines.append(f'          ... and {n - first:,} more')
+        if (more := len(self.of(kind)) - first) > 0: lines.append(f'          ... and {more:,} more')
     return '\n'.join(lines if self.entries else lines + ['nothing to report'])
 
 @patch
@@ -153,9 +155,10 @@ def brief(self:Report,
     start:int=0, # First entry to look at
 ) -> str:        # 'KIND (N), KIND (N), the first: ...'
     "Counts by kind and the first entry in one line, for the message of an error"
-    kinds = [e.kind for e in self.entries[start:]]
-    counts = ', '.join(f'{k} ({kinds.count(k):,})' for k in dict.fromkeys(kinds))
-    return f'{counts}, the first: {self.entries[start]}' if kinds else 'nothing to report'
+    new = Report()
+    new.entries = self.entries[start:]
+    counts = ', '.join(f'{k} ({n:,})' for k, n in new.counts.items())
+    return f'{counts}, the first: {self.entries[start]}' if new.entries else 'nothing to report'
 
 @patch
 def __repr__(self:Report): return self.summary()
@@ -186,7 +189,7 @@ def _repr_html_(self:Report,
     "The report as a table that opens"
     esc = html.escape
     rows = [f"<tr><td style='text-align:right'>{n:,}</td><td style='text-align:left'><details><summary>{esc(kind)}</summary>"
-            + '<br>'.join(esc(str(e)) for e in self.of(kind)[:first]) + ('<br>...' if n > first else '') + '</details></td></tr>'
+            + '<br>'.join(esc(str(e)) for e in self.of(kind)[:first]) + ('<br>...' if len(self.of(kind)) > first else '') + '</details></td></tr>'
             for kind, n in self.counts.items()]
     body = f"<table>{''.join(rows)}</table>" if rows else '<p>nothing to report</p>'
     return ''.join(f'<p>{esc(l)}</p>' for l in (self.title, *self.notes) if l) + body

@@ -193,7 +193,7 @@ def read_synthtext(
     else: arrays,counts = _open_cache(cache, source)
     if not counts['images']: raise InputError(f"'{mat}' lists no images")
     report.notes.append(f"{mat.parent}: {counts['images']:,} images, {counts['words']:,} words")
-    for what,n in counts['notes'].items(): report.add(what, mat, f'{n:,} ' + ('images; found, not read' if 'match' in what else 'left out'))
+    for what,n in counts['notes'].items(): report.add(what, mat, f'{n:,} ' + ('images; found, not read' if 'match' in what else 'left out'), n=n)
     return SynthTextSamples(mat.parent, arrays, counts, cache), report
 
 def _make_cache(mat, source, report):
