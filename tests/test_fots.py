@@ -98,6 +98,6 @@ def test_frames_are_skipped():
 
 
 def test_settings_refuse():
-    for bad, why in ((dict(charset='aa'), 'twice'), (dict(ngpus=2), 'one process'), (dict(prune=True), 'pretrain_model'), (dict(detect=False, read=False), 'nothing to learn'),
+    for bad, why in ((dict(charset='aa'), 'twice'), (dict(ngpus=2), 'torchrun'), (dict(prune=True), 'pretrain_model'), (dict(detect=False, read=False), 'nothing to learn'),
                      (dict(width=2), 'width'), (dict(metrics='end_to_end', read=False), 'found and read'), (dict(save_dir='a', output_dir='b'), 'two names')):
         with pytest.raises(InputError, match=why): FOTSConfig(**bad)

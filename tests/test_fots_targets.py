@@ -104,7 +104,7 @@ def test_many_words_and_every_size():
         assert FOTSTargets()(polys[:3], [False]*3, height, width)[0].shape == (-(-height//4), -(-width//4))
 
 
-@pytest.mark.parametrize('bad', [dict(stride=0), dict(stride=2.5), dict(shrink=-.1), dict(shrink=1), dict(min_size=-1), dict(convention='x')])
+@pytest.mark.parametrize('bad', [dict(stride=0), dict(stride=2.5), dict(shrink=-.1), dict(shrink=1), dict(min_word=-1), dict(convention='x')])
 def test_bad_settings_are_one_line(bad):
     with pytest.raises(InputError) as e: FOTSTargets(**bad)
     assert '\n' not in str(e.value) and next(iter(bad)) in str(e.value)

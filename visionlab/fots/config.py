@@ -17,10 +17,10 @@ from ..core.settings import RunConfig
 from ..core.systems import System
 
 # %% ../../nbs/fots/00_config.ipynb #483c9841
-PRINTABLE = ''.join(map(chr, range(32, 127)))     # the 95 printable characters of ASCII, the blank among them
+PRINTABLE = ''.join(map(chr, range(32, 127)))     # the 95 printable characters of ASCII, the space among them
 
 class Charset:
-    "Characters and their numbers, from 1; 0 is the blank of CTC"
+    "Characters and their numbers, from 1; 0 is the blank of CTC and no character"
     def __init__(self,
         characters:str='', # Each character once, in the order of their numbers; '' for `PRINTABLE`
     ):
@@ -41,7 +41,7 @@ class Charset:
 
     def decode(self,
         numbers, # Whole numbers, 0 to the number of characters; zeros are passed over
-    ) -> str:
+    ) -> str:    # Their characters
         "Numbers as text"
         return ''.join(self.characters[int(i) - 1] for i in numbers if i)
 
@@ -65,7 +65,7 @@ class FOTSDataConfig(RunConfig):
     gamma:float = 0.5                        # ReduceLROnPlateau and StepLR: factor of each drop, in (0, 1]
     plateau:int = 32                         # ReduceLROnPlateau: evaluations without a better loss that are borne before a drop, 0 or above
     metrics:str = 'auto'                     # What decides about the best checkpoint: end_to_end, word_spotting, hmean, accuracy, one_minus_ned, loss; auto for the first that the run has
-    ngpus:int = 1                            # GPUs, 1 for the one of `device`, 0 for the CPU
+    ngpus:int = 1                            # GPUs of this process: 1 for the one of `device`, 0 for the CPU; for more, see `torchrun`
     continue_training:bool = False           # With finetune_checkpoint: go on with an unfinished run exactly where it stopped
     prune:bool = False                       # The checkpoint holds a pruned network: build that one
     # Data
@@ -152,7 +152,7 @@ def _check_fots(
     for k in ('scale', 'aspect'):
         low, high = getattr(c, k)
         if not 0.1 <= low <= high <= 10: raise InputError(f'`{k}` is a smallest and a largest factor between 0.1 and 10, got {low} and {high}')
-    if check_range('ngpus', c.ngpus, 0, kind=int) > 1: raise InputError(f'`ngpus` is {c.ngpus}, and this version trains in one process on one device: give 1, and `batches_before_train` for larger steps')
+    if check_range('ngpus', c.ngpus, 0, kind=int) > 1: raise InputError(f'`ngpus` is {c.ngpus}, and a process trains on one device: leave it at 1 and start several, `torchrun --nproc_per_node {c.ngpus} --no-python visionlab train fots ...`, or give `batches_before_train` for larger steps')
     if c.ngpus == 0 and c.device not in ('auto', 'cpu'): raise InputError(f'`ngpus` 0 means the CPU, and `device` is {c.device!r}: give one of them')
     if c.continue_training and not (c.finetune_checkpoint or c.resume_checkpoint): raise InputError('`continue_training` needs the checkpoint to go on from: give `pretrain_model`')
     if c.prune and not (c.finetune_checkpoint or c.resume_checkpoint): raise InputError('`prune` trains a pruned network, which is built from its checkpoint: give `pretrain_model`')

@@ -9,6 +9,7 @@ __all__ = ['VOTE', 'READ_AT_ONCE', 'COUNTED', 'fots_model', 'fots_loss', 'ReadTr
 
 # %% ../../nbs/fots/08_learner.ipynb #0fc813ec
 from dataclasses import replace
+from pathlib import Path
 import numpy as np
 import torch
 from fastai.callback.core import Callback
@@ -172,8 +173,8 @@ class FOTSEvaluator:
         model:FOTS,       # The network, in eval mode
         answer,           # Its `FOTSAnswer` for the batch
         samples:list,     # The `Sample`s of the batch
-        texts=None,       # Numbers of characters of the true words, long (B,W,L)
-        lengths=None,     # How many of them, long (B,W)
+        texts=None,       # Numbers of characters of the true words, long (B,M,L)
+        lengths=None,     # How many of them, long (B,M)
     ):
         "The same for an answer at hand"
         self.seen += len(samples)
@@ -303,12 +304,13 @@ def settled_start(
 def check_pruned(
     checkpoint:dict, # What `load_checkpoint` gave
     prune:bool,      # Is a pruned network asked for?
-    path,            # Where it is from, for the message
+    path='',         # File it is from, for the message; anything else is called the checkpoint
 ):
     "Raise `InputError` where a pruned checkpoint meets a run that is not, or the reverse"
-    pruned = bool(checkpoint.get('pruned'))
-    if pruned and not prune: raise InputError(f"'{path}' holds a pruned network: give `prune` (--prune), or the checkpoint that it was pruned from")
-    if prune and not pruned: raise InputError(f"`prune` needs a pruned network, and the one in '{path}' is not: leave `prune` out, or make one with `visionlab prune {path}`")
+    pruned, file = bool(checkpoint.get('pruned')), Path(path).is_file() if path else False
+    name = f"'{path}'" if file else 'the checkpoint'
+    if pruned and not prune: raise InputError(f"{name} holds a pruned network: give `prune` (--prune), or the checkpoint that it was pruned from")
+    if prune and not pruned: raise InputError(f"`prune` needs a pruned network, and the one in {name} is not: leave `prune` out, or make one with `visionlab prune {path if file else 'CHECKPOINT'}`")
 
 # %% ../../nbs/fots/08_learner.ipynb #3885ef7a
 def _fots_meta(learn):

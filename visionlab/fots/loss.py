@@ -102,9 +102,9 @@ class FOTSLoss(nn.Module):
         distances:Tensor,  # To top, right, bottom, left, float (B,4,h,w), px
         angle:Tensor,      # Radians, float (B,h,w)
         mask:Tensor,       # Where labels count (B,h,w)
-        boxes:Tensor=None, # Places of words (B,W,4,2); the network has used them already
-        texts:Tensor=None, # Numbers of the characters, long (B,W,L)
-        lengths:Tensor=None, # How many of them, long (B,W)
+        boxes:Tensor=None, # Places of words (B,M,4,2), M the most in an image; the network has used them already
+        texts:Tensor=None, # Numbers of the characters, long (B,M,L)
+        lengths:Tensor=None, # How many of them, long (B,M)
     ) -> Tensor:           # Scalar
         "The weighted sum of all parts; each is left, detached, in `last_parts`"
         parts = self.parts(pred, score, distances, angle, mask, texts, lengths)
@@ -119,8 +119,8 @@ def parts(self:FOTSLoss,
     distances:Tensor,  # Float (B,4,h,w), px
     angle:Tensor,      # Radians, float (B,h,w)
     mask:Tensor,       # Where labels count (B,h,w)
-    texts:Tensor=None, # Numbers of the characters, long (B,W,L)
-    lengths:Tensor=None, # How many of them, long (B,W)
+    texts:Tensor=None, # Numbers of the characters, long (B,M,L)
+    lengths:Tensor=None, # How many of them, long (B,M)
 ) -> dict:             # 'score_loss', 'shape_loss', 'angle_loss', 'read_loss', 'text_loss', as far as the network answers; un-weighted scalars
     "Every part of the loss by name"
     score,distances,angle,mask = _fots_targets(pred, score, distances, angle, mask)

@@ -113,8 +113,8 @@ class FOTS(nn.Module):
 
     def forward(self,
         images:Tensor,       # Normalised images (B,3,H,W), float, at least 32 px
-        boxes:Tensor=None,   # True places of words, quads float (B,W,4,2), px; None: nothing is read
-        lengths:Tensor=None, # Characters of each word, long (B,W), 0 for words that are not read
+        boxes:Tensor=None,   # True places of words, quads float (B,M,4,2), px, M the most in an image; None: nothing is read
+        lengths:Tensor=None, # Characters of each word, long (B,M), 0 for words that are not read
     ) -> FOTSAnswer:         # Maps at a quarter of the image, sizes rounded up
         levels = self.backbone(images)
         answer = self.maps(levels)
@@ -125,7 +125,9 @@ class FOTS(nn.Module):
         letters, widths = self.read(answer.features, boxes[words[:, 0], words[:, 1]], words[:, 0])
         return answer._replace(letters=letters, widths=widths, words=words)
 
-    def traced_forward(self, images):
+    def traced_forward(self,
+        images:Tensor, # As in `forward`
+    ) -> tuple:        # Score, distances, angle, features, and the rejector's logits, as far as there are any
         "Maps and rejector with the gradient's way left open, for `visionlab.deploy.prune`"
         levels = self.backbone(images)
         return self.maps(levels)[:4] + ((self.rejector(levels[1]),) if self.rejector is not None else ())

@@ -80,7 +80,10 @@ class CTCReader(nn.Module):
         rows[inside] = x[counts]
         return self.letters_of(rows[:, :-1], widths)
 
-    def traced_forward(self, words, widths):
+    def traced_forward(self,
+        words:Tensor,  # As in `forward`
+        widths:Tensor, # As in `forward`
+    ) -> Tensor:       # As from `forward`
         "The same words side by side, padded: for programs that follow the layers, as `visionlab.deploy` has them"
         return self.letters_of(self.columns(words, columns_of_words(widths, words.shape[-1])[:, None, None]), widths, lambda lstm, x, _: lstm(x)[0])
 
@@ -214,7 +217,7 @@ def beam_letters(
     beam:int=10,      # Texts that are followed up
     model=None,       # `LetterModel`, or None
     language:float=.3, # Weight of what letters usually follow, 0 or above
-) -> tuple:           # Texts, list of N; scores float32 (N,), 0 to 1
+) -> tuple:           # Texts, list of N; scores float32 (N,), 0 to 1: how sure of its columns the reader is, as in `greedy_letters`
     "Read words by a beam search"
     logp, widths = torch.as_tensor(letters).detach().float().log_softmax(-1).cpu().numpy(), [int(w) for w in widths]
     known = {}
