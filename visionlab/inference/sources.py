@@ -114,7 +114,7 @@ def split_sources(
 
 # %% ../../nbs/inference/00_sources.ipynb #21e952e3
 class Frame(NamedTuple):
-    "A picture from any source"
+    "An image from any source"
     path:object          # File, or address of the stream without its login
     image:object         # What `size` and `transform` made of it; the original if neither is given
     original:np.ndarray  # uint8 RGB (H,W,3), as it came
@@ -128,7 +128,7 @@ def prepare_frame(
     size:int=None,       # Side of the square to fit it into, px; None leaves it as it is
     transform=None,      # Function of the image that comes last
 ):                       # What the network, or the user, wants
-    "Scale, pad and transform a picture"
+    "Scale, pad and transform an image"
     image = original
     if size is not None:
         from visionlab.datasets.masks import fit_long_side
@@ -226,11 +226,11 @@ def read_ahead(
 
 # %% ../../nbs/inference/00_sources.ipynb #5aba8370
 class LoadImages:
-    "Pictures of image and video files, one at a time, as `Frame`s"
+    "Images of image and video files, one at a time, as `Frame`s"
     def __init__(self,
         source,             # Image, video, folder, pattern, list file, or a list of these
-        size:int=None,      # Side of the square that pictures are fitted into, px; None leaves them as they are
-        transform=None,     # Function of the picture that comes last
+        size:int=None,      # Side of the square that images are fitted into, px; None leaves them as they are
+        transform=None,     # Function of the image that comes last
         max_frames:int=0,   # Frames of each video, 0 for all
         report:Report=None, # Collects what cannot be read; None: a new one, see `.report`
     ):

@@ -199,7 +199,7 @@ def _sum_up(self:LoadStreams):
 
 # %% ../../nbs/inference/03_streams.ipynb #9a57bca1
 class LoadFrames:
-    "Pictures from files and streams, as `Frame`s, files first"
+    "Images from files and streams, as `Frame`s, files first"
     def __init__(self,
         parts, # Things to iterate over, one after the other
     ): self.parts = list(parts)
@@ -209,13 +209,13 @@ class LoadFrames:
 
 def load_frames(
     source,             # Image, video, folder, pattern, list file, address, number of a camera, or a list of these
-    size:int=None,      # Side of the square that pictures are fitted into, px; None leaves them as they are
-    transform=None,     # Function of the picture that comes last
+    size:int=None,      # Side of the square that images are fitted into, px; None leaves them as they are
+    transform=None,     # Function of the image that comes last
     max_frames:int=0,   # Frames of each video or stream, 0 for all
     report:Report=None, # Collects what cannot be read; None: a new one
     **settings,         # Settings of `LoadStreams`: retries, timeout, pause
 ):                      # Iterate over it: `Frame`s
-    "Pictures from anything that can be named"
+    "Images from anything that can be named"
     files, streams = split_sources(source)
     common = dict(size=size, transform=transform, max_frames=max_frames, report=report if report is not None else Report())
     return LoadFrames([cls(part, **common, **extra) for cls, part, extra in ((LoadImages, files, {}), (LoadStreams, streams, settings)) if part])

@@ -242,7 +242,9 @@ def open(self:Trainer):
         old = self.source.with_name(self.best_name)
         if old.is_file(): shutil.copyfile(old, self.best)
     save_config(c, self.folder/'config.json')
-    if self.report is not None: self.report.save(self.folder/'report.txt')
+    if self.report is not None:
+        self.report.save(self.folder/'report.txt')
+        if getattr(self.report, 'entries', ()): self.say(f"not all of the data can be used as it is: {self.report.brief()}. The whole list: '{self.folder}/report.txt'")
     logs = dict(interval=s('display_interval'), show_images=self.show_images, images_interval=s('show_images_interval'))
     each = self.each_name if s('save_checkpoints') else ''
     self.learn.add_cb(CheckpointCallback(self.folder, self.system, to_dict(c), self.meta, self.latest_name, self.best_name, each))
