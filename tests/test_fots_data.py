@@ -156,9 +156,22 @@ def test_characters_outside_the_charset_are_reported():
 
 def test_a_batch_without_a_readable_word(data):
     c = config(data, train_path=(str(data/'toy'/'train'),), charset='~', val_ratio=0.)
-    batch = fots_dataloaders(c).one_batch()
+    with pytest.warns(UserWarning, match='no training word can be read: none has a text in the 1 characters'): batch = fots_dataloaders(c).one_batch()
     check_batch(batch, c)
     assert not batch[7].any() and batch[1].any()
+    with pytest.raises(InputError, match='`detect` is off and there is nothing to read'): fots_samples(config(data, train_path=c.train_path, charset='~', val_ratio=0., detect=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        fots_samples(config(data, train_path=c.train_path, charset='~', val_ratio=0., read=False))     # nobody wants to read
+
+
+def test_words_without_a_text_are_counted(data):
+    report = Report()
+    report_characters([Sample('a.jpg', [np.eye(4, 2)]*3, ['', 'ok', ''], [0, 0, 1]), Sample('b.jpg', [np.eye(4, 2)]*2, ['', ''])], Charset(), report)
+    assert report.counts == {'word without text': 3} and len(report) == 2 and '1 of 3 words' in report.entries[0].detail
+    crop = Sample('w.png', [np.array([[0, 0], [9, 0], [9, 5], [0, 5]]) - .5], [''])
+    report_characters([crop, WordSheet([crop])], Charset(), report)      # the reader of word images has told of them line by line
+    assert len(report) == 2
 
 
 def test_nothing_that_counts_is_told(tmp_path):

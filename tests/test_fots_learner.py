@@ -104,7 +104,7 @@ def test_what_a_run_may_begin_with(config, run, tmp_path):
 
 def test_perfect_maps_are_found_in_a_scaled_image(toy, config):
     "An image of 128 px searched at 160 px: words come back in px of the image"
-    c = replace_config(config, test_size=160)
+    c = replace_config(config, test_size=160, read_margin=0.)
     for s in read_text_samples(toy/'test')[0]:
         score, distances, angle, _ = (torch.from_numpy(t) for t in FOTSTargets()([p*1.25 for p in s.polygons], s.ignore, 160, 160))
         maps = FOTSAnswer(20*score[None].float() - 10, distances, angle[None])
@@ -112,6 +112,10 @@ def test_perfect_maps_are_found_in_a_scaled_image(toy, config):
             r, quads = find_spots(maps, c, (128, 128), cut)
             for p in r.polygons: assert min(np.abs(p - q).max() for q in s.polygons) < 8       # rectangles around slanted quads
             np.testing.assert_allclose([(q/1.25).clip(0, 128) for q in quads], r.polygons, atol=1e-3)
+            wider = find_spots(maps, replace_config(c, read_margin=.5), (128, 128), cut)[1]
+            for q, g in zip(quads, wider):
+                a, b, (x, y) = *(sorted(np.linalg.norm(v[1] - v[0]) for v in (k[:2], k[1:3])) for k in (q, g)), g.mean(0) - q.mean(0)
+                np.testing.assert_allclose((b[0] - a[0], b[1] - a[1], x, y), (.5*a[0], a[0], 0, 0), atol=1e-2)
 
 
 def test_evaluation_and_its_switches(run, toy, tmp_path):
@@ -157,8 +161,8 @@ def test_a_film_with_the_rejector(run, tmp_path, capsys):
 def test_the_scripts_of_the_document(run, toy, capsys):
     code = main(f'evaluate --test-folder-sample {toy}/test --batch-size 1 --batches-before-train 1 --pretrain-model {run}/best.pth --device cpu'.split())
     assert code == 0 and 'end-to-end' in capsys.readouterr().out
-    for words, said in ((f'evaluate {run}/best.pth --data {toy}/test --prune --device cpu', 'leave `prune` out'), (f'predict {run}/best.pth --source {toy}/test/img --lexicon nowhere.txt', 'nowhere.txt'),
-                        (f'train fots --pretrain-model {run}/best.pth --prune --train-path {toy}/train', 'leave `prune` out'), (f'train fots --train-path {toy}/train --ngpus 2', 'one process'),
+    for words, said in ((f'evaluate {run}/best.pth --data {toy}/test --prune --device cpu', 'the one in the checkpoint is not: leave `prune` out, or make one with `visionlab prune CHECKPOINT`'), (f'predict {run}/best.pth --source {toy}/test/img --lexicon nowhere.txt', 'nowhere.txt'),
+                        (f'train fots --pretrain-model {run}/best.pth --prune --train-path {toy}/train', 'leave `prune` out'), (f'train fots --train-path {toy}/train --ngpus 2', 'torchrun'),
                         ('train fots --device cpu', 'nothing to train on'), (f'train fots --train-path {toy}/train --continue-training', 'give `pretrain_model`')):
         assert main(words.split()) == 2
         err = capsys.readouterr().err
@@ -216,3 +220,12 @@ def test_an_evaluation_asks_of_a_network_what_an_exported_one_can_do(config, toy
     assert asked.skipped == 0 and asked.reading.n == score.reading.n
     model.seen.clear()
     assert evaluate_fots(checkpoint, toy/'test', 'cpu', reject_below=0.).reading.n and len(model.seen) == 4    # once an image, not twice
+
+
+def test_a_run_says_what_of_its_data_cannot_be_used(config, capsys):
+    trainer = FOTSTrainer(replace_config(config, charset='abcdefghijklmnopqrstuvwxyz'), progress='lines')
+    trainer.open()
+    out = capsys.readouterr().out
+    assert 'not all of the data can be used as it is: character outside the charset (' in out and f'{trainer.folder}/report.txt' in out
+    FOTSTrainer(config, progress='lines').open()
+    assert 'not all of the data' not in capsys.readouterr().out

@@ -56,10 +56,10 @@ def test_one_word_an_image_and_no_word(tmp_path):
 def test_what_cannot_be_used_is_counted(tmp_path):
     two, bad = np.ones((2, 4, 2)), np.ones((2, 4, 2))
     bad[0, 0, 1] = np.nan
-    f = write(tmp_path/'s', list('abcd'), [two, bad, two, np.ones(5)], [['one two'], ['in out'], ['many words here'], ['x']])
+    f = write(tmp_path/'s', list('abcde'), [two, bad, two, np.ones(5), two], [['one two'], ['in out'], ['many words here'], ['x'], ['three more words']])
     samples, report = read_synthtext(f)
-    assert [s.texts for s in samples] == [['one', 'two'], ['in'], ['', ''], []]
-    assert set(report.counts) == {'words without a place', 'words that do not match', 'broken boxes'}
+    assert [s.texts for s in samples] == [['one', 'two'], ['in'], ['', ''], [], ['', '']]
+    assert report.counts == {'broken boxes': 1, 'words that do not match': 3, 'words without a place': 1}      # images, images, words
     assert 'words that do not match' in read_synthtext(f)[1].counts      # from the cache as well
 
 

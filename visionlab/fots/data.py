@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CROP_HEIGHT', 'WORDS_A_SHEET', 'reading_quads', 'word_numbers', 'jitter_quads', 'FOTSItems', 'is_word_crop',
-           'fots_collate', 'fots_samples', 'report_characters', 'fots_dataloaders', 'show_fots_batch']
+           'fots_collate', 'fots_samples', 'can_be_read', 'report_characters', 'fots_dataloaders', 'show_fots_batch']
 
 # %% ../../nbs/fots/02_data.ipynb #a46e8462
 import warnings
@@ -109,7 +109,10 @@ class FOTSItems:
         if self.jitter: boxes = torch.from_numpy(jitter_quads(boxes.numpy(), self.jitter, rng_seed))
         return normalise(image), *map(torch.from_numpy, maps), boxes, numbers, lengths
 
-    def draw(self, sample, rng_seed):
+    def draw(self,
+        sample,   # A `Sample`, or a `WordSheet`
+        rng_seed, # Decides all that is random
+    ) -> tuple:   # uint8 (H,W,3); polygons (N,2), px of the view; bool (n,); list of str; bool
         "Image, polygons, flags and texts of a view, and whether it shows nothing but words that were cut out"
         if isinstance(sample, WordSheet):
             image,quads = draw_sheet(sample, self.size, rng_seed)
@@ -120,7 +123,10 @@ class FOTSItems:
         image,scale = fit_short_side(image, min(self.short, CROP_HEIGHT) if alone else self.short)
         return image, [p*scale for p in sample.polygons], sample.ignore, sample.texts, alone
 
-    def show(self, batch, max_n=3): show_fots_batch(batch, max_n, self.charset)
+    def show(self,
+        batch,       # As a loader gives it
+        max_n:int=3, # Images to show
+    ): show_fots_batch(batch, max_n, self.charset)
 
 def is_word_crop(
     sample,       # A `Sample`
@@ -134,7 +140,7 @@ def is_word_crop(
 # %% ../../nbs/fots/02_data.ipynb #e91fcd80
 def fots_collate(
     items:list, # Items of `FOTSItems`
-) -> tuple:     # images (B,3,H,W), score (B,h,w), distances (B,4,h,w), angle (B,h,w), mask (B,h,w), boxes (B,W,4,2), texts (B,W,L), lengths (B,W)
+) -> tuple:     # images (B,3,H,W), score (B,h,w), distances (B,4,h,w), angle (B,h,w), mask (B,h,w), boxes (B,M,4,2), texts (B,M,L), lengths (B,M)
     "One batch of images, maps and words"
     w = max(len(it[7]) for it in items) or 1
     l = max(it[6].shape[1] for it in items)
@@ -160,6 +166,14 @@ def _own_sets(c, report):
     for path in c.val_path: val += _read_any(path, report)[0]
     return parts, val
 
+def _check_words(c, parts):
+    "Warn or raise where the training samples hold nothing to learn from"
+    if not any((~s.ignore).any() for p in parts for s in p): what = 'no training image has a word that counts: the loss will stay where it is'
+    elif c.read and not any(can_be_read(s, Charset(c.charset)) for p in parts for s in p): what = f'no training word can be read: none has a text in the {len(Charset(c.charset))} characters of `charset`. The reader will learn nothing; give transcripts, their characters as `charset`, or train without (--no-read)'
+    else: return
+    if not c.detect: raise InputError(f'`detect` is off and there is nothing to read: {what[0].lower() + what[1:]}')
+    warnings.warn(what)
+
 def fots_samples(
     config:FOTSConfig,   # Settings: train_folder_syn, train_folder_sample, train_path, val, val_path, val_ratio, syn_train, syn_val, seed
     report:Report=None,  # Collects what could not be used; None starts one
@@ -180,26 +194,35 @@ def fots_samples(
     parts,val = parts + own, val + ([own_val] if own_val else [])
     listed = [s for p in (*parts, *val) if not isinstance(p, DrawnSamples) for s in p]
     report_characters(listed, Charset(c.charset), report, syn.counts['characters'] if syn is not None else {})
-    if syn is None and not any((~s.ignore).any() for p in parts for s in p): warnings.warn('no training image has a word that counts: the loss will stay where it is')
+    if syn is None: _check_words(c, parts)
     drawn = any(hasattr(p, 'set_epoch') for p in (*parts, *val))
     if not drawn: return sum(parts, []), sum(val, []), report
     val = MergedSamples(*val) if val else []
     return MergedSamples(*parts, followers=[val] if len(val) else []), val, report
 
 # %% ../../nbs/fots/02_data.ipynb #42b12af1
+def _was_cut_out(s): return isinstance(s, WordSheet) or (len(s.polygons) == 1 and (s.polygons[0][0] == -.5).all())     # a word image, whose reader has counted it
+
+def can_be_read(
+    sample,           # A `Sample` with texts, or a `WordSheet`
+    charset:Charset,  # Characters the reader knows
+) -> bool:
+    "Is there a word that a reader can learn from?"
+    return any(t and not ign and not charset.encode(t)[1] for t,ign in zip(sample.texts, sample.ignore))
+
 def report_characters(
     samples,          # Samples with texts
     charset:Charset,  # Characters the reader knows
     report:Report,    # Where to write it down
     more=(),          # Character -> how often, of texts that are not among the samples
 ):
-    "Count the characters that no word can be read with"
+    "Count the words that have no text, and the characters that no word can be read with"
     unknown,words = Counter({c: n for c,n in dict(more).items() if charset.encode(c)[1]}), 0
     for s in samples:
-        for t,ign in zip(s.texts, s.ignore):
-            if ign: continue
-            _,left = charset.encode(t)
-            unknown.update(left); words += bool(left)
+        left = [charset.encode(t)[1] for t,ign in zip(s.texts, s.ignore) if not ign]
+        unknown.update(''.join(left)); words += sum(map(bool, left))
+        silent = sum(not t and not ign for t,ign in zip(s.texts, s.ignore))
+        if silent and not _was_cut_out(s): report.add('word without text', s.path, f'{silent:,} of {len(s.texts):,} words; found, not read', n=silent)
     for c,n in unknown.most_common(): report.add('character outside the charset', c if c.isprintable() else repr(c), f'{n:,} times; words with it are found, not read')
     if words: report.notes.append(f'{words:,} words hold characters outside the charset of {len(charset)}: they are found, not read')
 
