@@ -125,6 +125,7 @@ class FOTSConfig(FOTSDataConfig):
     tune_score:bool = True                   # Choose min_score on the validation images after training and store it
     merge_iou:float = 0.5                    # Boxes of neighbouring cells are merged above this IoU, in (0, 1]
     nms:float = 0.3                          # Words that overlap a better one by more than this IoU are dropped, in (0, 1]
+    read_margin:float = 0.1                  # Found words are read from places that are longer by this share of their height at either end, and higher by half of it above and below, in [0, 1]
     beam:int = 1                             # Readings that are followed up at a time: 1 for the best letter each time, more for a beam
     language:float = 0.3                     # Beam: weight of what letters usually follow each other, 0 or above
     lexicon:str = ''                         # File with a word a line that readings are drawn to, "" for none
@@ -144,7 +145,7 @@ def _check_fots(
 ):
     "Raise `InputError` for the first setting of the run or its data outside its range"
     check_choice('metrics', c.metrics, FOTS_METRICS)
-    for k in ('crop_text', 'color_jitter', 'noise', 'box_jitter'): check_range(k, getattr(c, k), 0, 1)
+    for k in ('crop_text', 'color_jitter', 'noise', 'box_jitter', 'read_margin'): check_range(k, getattr(c, k), 0, 1)
     check_range('rotate', c.rotate, 0, 180)
     check_range('val_ratio', c.val_ratio, 0, below=1)
     for k in ('short_side', 'input_size', 'test_size'): check_range(k, getattr(c, k), 32, 8192, kind=int)

@@ -68,7 +68,7 @@ class SpottedText(TextResult):
         return [f'no text ({self.any_text:.2f}), skipped' if self.skipped else f'text ({self.any_text:.2f})']
 
 # %% ../../nbs/fots/09_predict.ipynb #462bb674
-_FOTS_CHOICES = ('test_size', 'beam', 'language', 'lexicon', 'reject_below', 'merge_iou', 'nms', 'convention')
+_FOTS_CHOICES = ('test_size', 'beam', 'language', 'lexicon', 'read_margin', 'reject_below', 'merge_iou', 'nms', 'convention')
 
 def _fots_settings(checkpoint, settings):
     "Settings of the checkpoint with the choices of the caller, `InputError` for one that cannot be chosen"
