@@ -63,8 +63,8 @@ class EvaluateOptions:
 @dataclass(frozen=True)
 class PredictOptions:
     "Options of `visionlab predict CHECKPOINT`"
-    source:tuple[str, ...] = ()      # Images, videos, folders, patterns such as "scans/*.jpg", text files that list images or streams, addresses such as rtsp://host/path, numbers of cameras
-    output_dir:str = 'predictions'   # Folder for predictions.jsonl, pictures and videos; files in it are replaced
+    source:tuple[str, ...] = ()      # Images, films, folders, patterns such as "scans/*.jpg", text files that list images or streams, addresses such as rtsp://host/path, numbers of cameras
+    output_dir:str = 'predictions'   # Folder for predictions.jsonl, pictures and films; files in it are replaced
     model:str = ''                   # The checkpoint, for who would rather name it here than as the first word
     device:str = 'auto'              # auto, cpu, cuda, cuda:N or mps
     batch_size:int = 1               # Images read and answered together, 1 or above; frames of a stream go alone
@@ -78,7 +78,7 @@ class PredictOptions:
     max_frames:int = 0               # Frames of each video or stream, 0 for all
     view_img:bool = False            # Show each result in a window; q closes it and ends the run
     save_video:bool = False          # Write a video with the results drawn on it for each video or stream
-    images:bool = True               # Write each image with its results drawn on it; frames of videos are no images
+    images:bool = True               # Write each image with its results drawn on it; frames of films are no images
     text:bool = False                # Write a text file an image or frame too, in the system's usual format
 
     aliases = dict(conf_thres='min_score') # Names that people know from elsewhere
@@ -96,7 +96,7 @@ class CheckOptions:
     input_shape:tuple[int, int]|None = None # For detectors: height and width of the network's input, px; None: 600 600
     short_side:int|None = None       # For detectors: wanted short side, px; None: 600
     long_side:int|None = None        # For detectors: the long side is at most this, px; None: 1000
-    feature_stride:int|None = None   # For detectors: pixels between two places of the feature map, 16 or 8; None: 16
+    feature_stride:int|None = None   # For detectors: pixels between two cells of the feature map, 16 or 8; None: 16
     anchor_scales:tuple[float, ...]|None = None # For detectors: sides of the anchors in units of 16 px; None: 8 16 32
     anchor_ratios:tuple[float, ...]|None = None # For detectors: heights of the anchors over their widths; None: 0.5 1 2
 
@@ -285,7 +285,7 @@ def _check_target(name, path):
 # %% ../../nbs/cli/00_app.ipynb #bd4484c2
 def _predict(words):
     first, words = (words[0], words[1:]) if words and words[0] and not words[0].startswith('-') else ('', words)
-    options = parse_args(PredictOptions, words, prog='visionlab predict CHECKPOINT', description='Find things in images, videos and streams with a trained checkpoint.')
+    options = parse_args(PredictOptions, words, prog='visionlab predict CHECKPOINT', description='Find things in images, films and streams with a trained checkpoint.')
     path = _one_checkpoint(first, options.model)
     if not options.source: raise InputError('visionlab predict needs --source: an image, a video, a folder, a pattern, a text file that lists images, an address or the number of a camera')
     from visionlab.datasets.samples import Report
@@ -484,7 +484,7 @@ class _Progress:
 
 @patch
 def summary(self:_Answers,
-    files,   # Images and videos, paths
+    files,   # Images and films, paths
     streams, # Addresses
 ) -> str:    # '3 of 3 images'
     "What was answered, in words"

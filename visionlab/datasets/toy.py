@@ -337,22 +337,27 @@ def toy_text_page(
     w, h = _toy_size(size)
     rng = np.random.default_rng([21, tuple(WORDS).index(split), int(index)])
     image, polys, texts, y = _background(rng, split, w, h), [], [], rng.uniform(4, 10)
+    page = _turn(rng.uniform(-30, 30) if rng.random() < .65 else 0.)
+    wide, high = np.abs(page) @ (w, h)                     # a page of this size covers the image, however it is turned
     while True:
         height, x = rng.uniform(18, 40), rng.uniform(4, 16)
-        if y + 1.15*height + 4 > h: break
+        if y + 1.15*height + 4 > high: break
         while True:
             text, font = toy_word(rng, split, capitals), _choose(rng, _FONTS)
             if rng.random() < .5: text = ''.join(rng.permutation(list(text))[:int(rng.integers(1, 6))])        # letters are to be learned, not words
             mask = _styled_mask(rng, text, font, _fit_font(text, font, height*rng.uniform(.7, 1), .9*w), rng.choice(list(_STYLES), p=list(_STYLES.values())))
-            if x + mask.width + 4 > w: break
+            if x + mask.width + 4 > wide: break
             turn = min(6., math.degrees(.12*height/mask.width)) if mask.width > height else 4.      # it stays in its row
-            matrix, origin = _turn(rng.uniform(-turn, turn), rng.uniform(-.12, .12)), np.array([x, y + rng.uniform(0, .15)*height])
-            spot = (int(x), int(y), int(min(w, x + mask.width)), int(min(h, y + height)))
-            ink = _colour(rng, np.array(image.resize((1, 1), Image.Resampling.BOX, box=spot))[0, 0].astype(float))
-            polys.append(_draw_word(rng, image, mask, matrix, origin, ink, rng.choice(['none', 'shadow', 'outline'], p=[.84, .08, .08])))
-            texts.append(text)
+            matrix = page @ _turn(rng.uniform(-turn, turn), rng.uniform(-.12, .12))
+            origin = page @ (np.array([x, y + rng.uniform(0, .15)*height]) - (wide/2, high/2)) + (w/2, h/2)
             x += mask.width + rng.uniform(.25, .8)*height
+            corners = np.array([(0, 0), (mask.width, 0), mask.size, (0, mask.height)]) @ matrix.T + origin
+            if corners.min() < 2 or (corners.max(0) > (w - 2, h - 2)).any(): continue               # it is not whole
+            ground = np.array(image.resize((1, 1), Image.Resampling.BOX, box=(*corners.min(0), *corners.max(0))))[0, 0].astype(float)
+            polys.append(_draw_word(rng, image, mask, matrix, origin, _colour(rng, ground), rng.choice(['none', 'shadow', 'outline'], p=[.84, .08, .08])))
+            texts.append(text)
         y += rng.uniform(1.15, 1.35)*height
+    _draw_wires(rng, image)
     return _camera(rng, image), polys, texts, np.zeros(len(texts), bool)
 
 # %% ../../nbs/datasets/02_toy.ipynb #a8a405cd
@@ -378,7 +383,7 @@ def threshold_baseline(
     return out
 
 # %% ../../nbs/datasets/02_toy.ipynb #2a32240c
-_TOY_VERSION = 6 # Raised when the scenes change, so that old sets are drawn again
+_TOY_VERSION = 7 # Raised when the scenes change, so that old sets are drawn again
 
 def _write_split(folder, split, n, size, pages, capitals):
     "Images and label files of one split"

@@ -239,8 +239,6 @@ class PruneReport:
 
     @property
     def mac_share(self): return self.macs[1]/self.macs[0]
-    @property
-    def time_share(self): return self.times[1]/self.times[0]
     def rows(self):
         "Titles and cells of the table"
         row = lambda name, pair, show: [name, *map(show, pair), f'{pair[1]/max(pair[0], 1e-12):.3f} x']

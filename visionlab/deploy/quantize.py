@@ -45,7 +45,6 @@ class CalibrationImages:
     def __getitem__(self, i):
         image = self.images[i]
         return self.prepare(image if isinstance(image, np.ndarray) else read_image(image))[0][None]
-    def rewind(self): self.i = 0
     def get_next(self):
         if self.i >= len(self): return None
         self.i += 1

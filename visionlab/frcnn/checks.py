@@ -54,7 +54,7 @@ def check_frcnn(
     long_side:int=1000,       # short_side: the long side is at most this, px
     anchor_scales=(8, 16, 32), # Sides of the anchors, in units of 16 px, above 0
     anchor_ratios=(.5, 1, 2), # Heights over widths of the anchors, above 0
-    feature_stride:int=16,    # Pixels between two places of the feature map, 16 or 8
+    feature_stride:int=16,    # Pixels between two cells of the feature map, 16 or 8
 ) -> FRCNNDataReport:         # Print its `summary()`, or look at `show()`
     "Look through a detection data set, and see what anchors can reach there"
     check_choice('feature_stride', feature_stride, (8, 16))

@@ -67,7 +67,7 @@ class FasterRCNNConfig(FRCNNDataConfig):
     pretrained:bool = True                   # Start the backbone from ImageNet weights (downloaded once)
     freeze_bn:bool|None = None               # Keep the statistics and factors of BatchNorm; None: where the weights come from elsewhere (pretrained, finetune_checkpoint)
     freeze_epochs:int = 0                    # Epochs at the start that leave the backbone as it is, 0 for none
-    feature_stride:int = 16                  # Pixels between two places of the feature map, 16 or 8; 8 for small objects, without fpn
+    feature_stride:int = 16                  # Pixels between two cells of the feature map, 16 or 8; 8 for small objects, without fpn
     dilate:bool = True                       # feature_stride 8: the last stage of the map works on finer steps (dilation); otherwise it is left out of the map, which is several times faster
     head:str = 'stage'                       # Second look: stage (last stages of the backbone, fc6 and fc7 of VGG16) or mlp (two linear layers, much faster); with fpn always mlp
     head_width:int = 1024                    # mlp: numbers each layer gives, 8 or above

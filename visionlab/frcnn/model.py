@@ -135,7 +135,7 @@ class RoICut(nn.Module):
     def __init__(self,
         layer:str='RoIPool', # 'RoIPool' or 'RoIAlign'
         size:int=7,          # Cells in height and in width
-        stride:int=16,       # Pixels between two places of the map
+        stride:int=16,       # Pixels between two cells of the map
         fpn:bool=False,      # Are the features a list of levels? (then it is RoIAlign)
     ):
         super().__init__()
@@ -179,7 +179,7 @@ class RoIHead(nn.Module):
         return tuple(layer(x).float().unflatten(0, rois.shape[:2]) for layer in (self.cls_loc, self.score))
 
 class MeanOver(nn.Sequential):
-    "Layers, then the mean over all places: float (N,C,h,w) -> (N,C')"
+    "Layers, then the mean over all cells: float (N,C,h,w) -> (N,C')"
     def forward(self, x): return super().forward(x).mean((2, 3))
 
 # %% ../../nbs/frcnn/06_model.ipynb #5da32b80
