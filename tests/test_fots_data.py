@@ -159,7 +159,7 @@ def test_a_batch_without_a_readable_word(data):
     with pytest.warns(UserWarning, match='no training word can be read: none has a text in the 1 characters'): batch = fots_dataloaders(c).one_batch()
     check_batch(batch, c)
     assert not batch[7].any() and batch[1].any()
-    with pytest.raises(InputError, match='`detect` is off and there is nothing to read'): fots_samples(config(data, train_path=c.train_path, charset='~', val_ratio=0., detect=False))
+    with pytest.raises(InputError, match='no training word can be read, and with `detect` off there is nothing else to learn'): fots_samples(config(data, train_path=c.train_path, charset='~', val_ratio=0., detect=False))
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         fots_samples(config(data, train_path=c.train_path, charset='~', val_ratio=0., read=False))     # nobody wants to read

@@ -168,11 +168,11 @@ def _own_sets(c, report):
 
 def _check_words(c, parts):
     "Warn or raise where the training samples hold nothing to learn from"
-    if not any((~s.ignore).any() for p in parts for s in p): what = 'no training image has a word that counts: the loss will stay where it is'
-    elif c.read and not any(can_be_read(s, Charset(c.charset)) for p in parts for s in p): what = f'no training word can be read: none has a text in the {len(Charset(c.charset))} characters of `charset`. The reader will learn nothing; give transcripts, their characters as `charset`, or train without (--no-read)'
+    if not any((~s.ignore).any() for p in parts for s in p): what, then = 'no training image has a word that counts', 'the loss will stay where it is'
+    elif c.read and not any(can_be_read(s, Charset(c.charset)) for p in parts for s in p): what, then = 'no training word can be read', f'none has a text in the {len(Charset(c.charset))} characters of `charset`. The reader will learn nothing; give transcripts, their characters as `charset`, or train without (--no-read)'
     else: return
-    if not c.detect: raise InputError(f'`detect` is off and there is nothing to read: {what[0].lower() + what[1:]}')
-    warnings.warn(what)
+    if not c.detect: raise InputError(f'{what}, and with `detect` off there is nothing else to learn: give `train_path` with transcripts, or a `charset` that holds their characters')
+    warnings.warn(f'{what}: {then}')
 
 def fots_samples(
     config:FOTSConfig,   # Settings: train_folder_syn, train_folder_sample, train_path, val, val_path, val_ratio, syn_train, syn_val, seed
