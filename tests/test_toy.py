@@ -34,13 +34,13 @@ def test_no_word_is_in_both_splits(scenes):
     assert not drawn['train'] & drawn['test']
 
 
-def test_capitals(tmp_path):
+def test_clear_scenes(tmp_path):
     "The same words at their own places, and not one small letter; a set in capitals is another set"
     for draw in (toy_text_scene, toy_text_page):
-        plain, loud = draw(3)[2], draw(3, capitals=True)[2]
+        plain, loud = draw(3)[2], draw(3, clear=True)[2]
         assert plain[0].upper() == loud[0] and any(c.islower() for t in plain for c in t) and not any(c.islower() for t in loud for c in t)
     make_toy_text(tmp_path/'toy', n_train=3, n_test=1, size=128)
-    make_toy_text(tmp_path/'toy', n_train=3, n_test=1, size=128, pages=2, capitals=True)
+    make_toy_text(tmp_path/'toy', n_train=3, n_test=1, size=128, pages=2, clear=True)
     labels = ''.join(p.read_text() for p in (tmp_path/'toy').rglob('gt_*.txt'))
     assert any(c.isupper() for c in labels) and not any(c.islower() for c in labels)
 

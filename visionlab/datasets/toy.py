@@ -306,7 +306,7 @@ def toy_text_scene(
     index:int,           # Number of the scene, from 0
     split:str='train',   # 'train' or 'test': other photograph, other words
     size=(320, 320),     # Width and height, px, or one number for both
-    capitals=False,      # Are all words in capitals?
+    clear=False,         # Words in capitals and no wires across them: kinder to a reader
 ):                       # (uint8 (H,W,3) RGB, list of float (4,2) corners clockwise, texts, ignore bool (n,))
     "Draw one scene, the same for the same arguments"
     check_choice('split', split, tuple(WORDS))
@@ -317,11 +317,11 @@ def toy_text_scene(
         wanted = max(1, round(rng.uniform(4, 8) * w * h / 320**2))
         for _ in range(2 * wanted):
             if len(polys) >= wanted: break
-            quads, words = _draw_group(rng, image, split, taken, capitals)
+            quads, words = _draw_group(rng, image, split, taken, clear)
             polys, texts = polys + quads, texts + words
-        smeared = [_draw_illegible(rng, image, split, taken, capitals) for _ in range(int(rng.choice([0, 1, 2], p=[.6, .25, .15])))]
+        smeared = [_draw_illegible(rng, image, split, taken, clear) for _ in range(int(rng.choice([0, 1, 2], p=[.6, .25, .15])))]
         polys, texts = polys + [q for q in smeared if q is not None], texts + ['###'] * sum(q is not None for q in smeared)
-    _draw_wires(rng, image)
+    if not clear: _draw_wires(rng, image)
     for _ in range(rng.poisson(8 * w * h / 320**2)): _draw_clutter(rng, image, taken)
     return _camera(rng, image), polys, texts, np.array([t == '###' for t in texts], dtype=bool)
 
@@ -330,20 +330,20 @@ def toy_text_page(
     index:int,           # Number of the page, from 0
     split:str='train',   # 'train' or 'test': other photograph, other words
     size=(320, 320),     # Width and height, px, or one number for both
-    capitals=False,      # Are all words in capitals?
+    clear=False,         # Words in capitals and no wires across them: kinder to a reader
 ):                       # (uint8 (H,W,3) RGB, list of float (4,2) corners clockwise, texts, ignore bool (n,), all False)
     "Draw rows of words, the same for the same arguments"
     check_choice('split', split, tuple(WORDS))
     w, h = _toy_size(size)
     rng = np.random.default_rng([21, tuple(WORDS).index(split), int(index)])
     image, polys, texts, y = _background(rng, split, w, h), [], [], rng.uniform(4, 10)
-    page = _turn(rng.uniform(-30, 30) if rng.random() < .65 else 0.)
+    page = _turn(rng.uniform(-30, 30) if rng.random() < .65 and not clear else 0.)
     wide, high = np.abs(page) @ (w, h)                     # a page of this size covers the image, however it is turned
     while True:
         height, x = rng.uniform(18, 40), rng.uniform(4, 16)
         if y + 1.15*height + 4 > high: break
         while True:
-            text, font = toy_word(rng, split, capitals), _choose(rng, _FONTS)
+            text, font = toy_word(rng, split, clear), _choose(rng, _FONTS)
             if rng.random() < .5: text = ''.join(rng.permutation(list(text))[:int(rng.integers(1, 6))])        # letters are to be learned, not words
             mask = _styled_mask(rng, text, font, _fit_font(text, font, height*rng.uniform(.7, 1), .9*w), rng.choice(list(_STYLES), p=list(_STYLES.values())))
             if x + mask.width + 4 > wide: break
@@ -357,7 +357,7 @@ def toy_text_page(
             polys.append(_draw_word(rng, image, mask, matrix, origin, _colour(rng, ground), rng.choice(['none', 'shadow', 'outline'], p=[.84, .08, .08])))
             texts.append(text)
         y += rng.uniform(1.15, 1.35)*height
-    _draw_wires(rng, image)
+    if not clear: _draw_wires(rng, image)
     return _camera(rng, image), polys, texts, np.zeros(len(texts), bool)
 
 # %% ../../nbs/datasets/02_toy.ipynb #a8a405cd
@@ -385,11 +385,11 @@ def threshold_baseline(
 # %% ../../nbs/datasets/02_toy.ipynb #2a32240c
 _TOY_VERSION = 7 # Raised when the scenes change, so that old sets are drawn again
 
-def _write_split(folder, split, n, size, pages, capitals):
+def _write_split(folder, split, n, size, pages, clear):
     "Images and label files of one split"
     for d in ('img', 'gt'): (folder/split/d).mkdir(parents=True, exist_ok=True)
     for i in range(n + pages):
-        image, polys, texts, _ = toy_text_scene(i, split, size, capitals) if i < n else toy_text_page(i - n, split, size, capitals)
+        image, polys, texts, _ = toy_text_scene(i, split, size, clear) if i < n else toy_text_page(i - n, split, size, clear)
         lines = [','.join(str(int(round(v))) for v in q.reshape(-1)) + f',{t}\n' for q, t in zip(polys, texts)]
         packed = io.BytesIO()
         Image.fromarray(image).save(packed, 'JPEG', quality=92)
@@ -410,12 +410,12 @@ def make_toy_text(
     n_test:int=100,    # Test scenes
     size=(320, 320),   # Width and height, px
     pages:int=0,       # Pages full of words in the training part, after its scenes
-    capitals=False,    # All words in capitals? Easier to read, and signs are written so
+    clear=False,       # Words in capitals and no wires across them: kinder to a reader
 ) -> Path:             # The folder, holding train/img, train/gt, test/img, test/gt
     "Write a toy set in the ICDAR 2015 layout, unless it is there already"
     folder, n = Path(folder).expanduser(), {}
     for name, v in (('train', n_train), ('test', n_test)): n[name] = check_range(f'n_{name}', v, 1, kind=int)
-    wanted = dict(toy='text', version=_TOY_VERSION, size=list(_toy_size(size)), **n, **(dict(pages=pages) if check_range('pages', pages, 0, kind=int) else {}), **(dict(capitals=True) if capitals else {}))
+    wanted = dict(toy='text', version=_TOY_VERSION, size=list(_toy_size(size)), **n, **(dict(pages=pages) if check_range('pages', pages, 0, kind=int) else {}), **(dict(clear=True) if clear else {}))
     if _toy_is_there(folder, wanted): return folder
     if folder.exists() and not folder.is_dir(): raise InputError(f'"folder" needs a folder, "{folder}" is a file')
     others = [p.name for p in folder.iterdir() if p.name not in ('toy.json', *WORDS)] if folder.exists() else []
@@ -425,6 +425,6 @@ def make_toy_text(
     for old in (p for s in WORDS for d in ('img', 'gt') for p in (folder/s/d).glob('*img_*.*')): old.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     write_json(started, dict(toy='text', unfinished=True))
-    for split in WORDS: _write_split(folder, split, n[split], _toy_size(size), pages if split == 'train' else 0, capitals)
+    for split in WORDS: _write_split(folder, split, n[split], _toy_size(size), pages if split == 'train' else 0, clear)
     write_json(started, wanted)
     return folder

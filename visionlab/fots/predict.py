@@ -155,7 +155,7 @@ def fots_predictor(
     **settings,        # `FOTSConfig` fields that take the place of stored ones: test_size, beam, language, lexicon, reject_below, merge_iou, nms, convention
 ) -> FOTSPredictor:    # Gives a `SpottedText` an image
     "The predictor of a FOTS checkpoint"
-    if prune is not None: check_pruned(checkpoint, prune, 'the checkpoint')
+    if prune is not None: check_pruned(checkpoint, prune)
     config = _fots_settings(checkpoint, settings)
     if min_score is not None: check_range('min_score', min_score, 0, 1)
     cut = min_score if min_score is not None else checkpoint['thresholds'].get('min_score', config.min_score)
@@ -265,9 +265,9 @@ def evaluate_fots(
     return FOTSEvaluation(figures, getattr(judge, 'score', None), getattr(judge, 'spots', {}), getattr(judge, 'reading', None), predictor.cut, skipped, wrongly, report, seconds, judge.results, judge.samples)
 
 # %% ../../nbs/fots/09_predict.ipynb #cbc948da
-FOTS_DEMO = dict(name='fots-demo', val_ratio=0.04, short_side=320, input_size=256, test_size=320, scale=(0.9, 1.2), rotate=8., crop_text=0.3, batch_size=8, accumulate=1, backbone='resnet18', pretrained=False,
-                 width=16, reader_width=32, read_width=64, charset='abcdefghijklmnopqrstuvwxyz0123456789.:%', max_distance=256., hard_negatives=256, random_negatives=256, epochs=5, lr=3e-3,
-                 lr_scheduler='OneCycleLR', clip_grad=5., amp=True, num_workers=1, show_images_interval=0)
+FOTS_DEMO = dict(name='fots-demo', val_ratio=0.04, short_side=320, input_size=256, test_size=272, scale=(0.75, 1.15), rotate=8., crop_text=0.3, batch_size=4, accumulate=1, backbone='resnet18', pretrained=False,
+                 width=16, reader_width=32, read_width=64, charset='abcdefghijklmnopqrstuvwxyz0123456789.:%', max_distance=256., hard_negatives=256, random_negatives=256, epochs=5, lr=2e-3,
+                 lr_scheduler='PolynomialLR', clip_grad=5., amp=True, num_workers=1, show_images_interval=0)
 
 # %% ../../nbs/fots/09_predict.ipynb #fe1bc688
 def spotting_picture(
@@ -284,14 +284,14 @@ def spotting_picture(
 def fots_demo(
     output_dir='output', # Folder for the data, the run and the picture
     seed:int=42,         # Seed of everything random, 0 or above
-    n_train:int=500,     # Training scenes
-    pages:int=700,       # Pages full of words
+    n_train:int=450,     # Training scenes
+    pages:int=450,       # Pages full of words
     n_test:int=60,       # Unseen scenes
     progress:str='auto', # 'bar', 'lines', 'none', or 'auto': a bar in a notebook or terminal, lines elsewhere
     **settings,          # `FOTSConfig` fields that take the place of the demo's
 ) -> FOTSEvaluation:          # Figures on the unseen scenes
     "Train on toy scenes and pages, evaluate on unseen scenes, draw what was found and read"
-    toy = make_toy_text(Path(output_dir)/'toy-spotting', n_train=n_train, n_test=n_test, size=(320, 320), pages=pages)
+    toy = make_toy_text(Path(output_dir)/'toy-spotting', n_train=n_train, n_test=n_test, size=(320, 320), pages=pages, clear=True)
     trainer = FOTSTrainer(FOTSConfig(**{**FOTS_DEMO, **dict(train_path=(f'{toy}/train',), output_dir=str(output_dir), seed=seed), **settings}), progress=progress)
     start = time.perf_counter()
     trainer.train()
