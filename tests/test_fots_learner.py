@@ -147,6 +147,7 @@ def test_word_images_are_read_and_not_searched(run, config, tmp_path):
     trainer = FOTSTrainer(replace_config(config, train_path=str(folder), val_path=str(folder), detect=False), progress='none').train()
     result = load_predictor(trainer.best, device='cpu')(folder/'word_1.jpg')
     assert len(result) == len(result.texts) == 1
+    with pytest.raises(InputError, match='places that are known'): evaluate_fots(trainer.best, folder, device='cpu', lexicon='weak')
 
 
 def test_a_film_with_the_rejector(run, tmp_path, capsys):

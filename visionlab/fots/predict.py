@@ -215,6 +215,7 @@ def _lexicon_of(lexicon, samples):
     "A lexicon, or a function of the number of an image that gives one"
     if not lexicon or isinstance(lexicon, Lexicon): return lexicon or None
     if str(lexicon) not in ('strong', 'weak'): return read_lexicon(lexicon)
+    if not samples: raise InputError(f'"lexicon": {lexicon!r} is drawn from images that are searched, and here words are read at places that are known: leave it out, or give images in `data` and a network that finds words')
     made = [Lexicon(ws) if ws else None for ws in image_lexicons([s.texts for s in samples], str(lexicon))]
     return made[0] if str(lexicon) == 'weak' else made.__getitem__
 
