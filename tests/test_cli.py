@@ -496,7 +496,8 @@ def test_predict_on_streams(done, refused, toy, best):
         for n in names:
             numbers = [r['frame'] for r in rows('predictions') if r['name'] == n]
             frames, fps = frames_of(f'predictions/{n}.mp4')
-            assert len(numbers) == 8 and numbers == sorted(set(numbers)) and len(frames) == numbers[-1] - numbers[0] + 1 and fps == 30     # in the camera's own time
+            assert len(numbers) == 8 and numbers == sorted(set(numbers)) and len(frames) == numbers[-1] - numbers[0] + 1     # in the camera's own time
+            assert fps in (30, 25)                  # 25 where the camera did not say at once
 
 
 def test_streams_that_are_not_there(refused, done, toy, best, monkeypatch):
