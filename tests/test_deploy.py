@@ -24,6 +24,8 @@ from visionlab.deploy.onnx import onnx_predictor
 from visionlab.deploy.quantize import quantize_onnx
 from visionlab.inference.predictor import load_predictor
 
+pytestmark = pytest.mark.xdist_group('deploy')      # the networks are trained once
+
 norm = dict(mean=[.485, .456, .406], std=[.229, .224, .225])
 
 

@@ -8,6 +8,8 @@ import pytest
 
 import ranks
 
+pytestmark = pytest.mark.xdist_group('home')      # one worker makes the data, once
+
 page = ''.join(''.join(c['source']) + '\n' for c in json.loads((Path(__file__).resolve().parents[1]/'nbs/index.ipynb').read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'markdown')
 programs = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
 SMALL = dict(device='cpu', num_workers=0, pretrained=False, tensorboard=False, batch_size=2)

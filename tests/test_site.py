@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group('site')      # the site is built once
+
 root = Path(__file__).resolve().parent.parent
 
 
