@@ -1,6 +1,5 @@
 """The engine: exact resume after SIGKILL, the same numbers as a bare loop, and an effect of every setting."""
 import csv
-import multiprocessing
 import os
 import random
 import re
@@ -20,14 +19,6 @@ from visionlab.core.checks import InputError
 from visionlab.training.callbacks import NonFiniteLossError, load_run
 from visionlab.training.checkpoint import load_checkpoint, save_checkpoint, seed_everything
 from visionlab.training.learner import make_learner
-
-
-@pytest.fixture(scope='module')
-def processes():
-    "New processes in a tenth of a second: forked from a server that has imported everything and done nothing"
-    ctx = multiprocessing.get_context('forkserver')
-    ctx.set_forkserver_preload(['visionlab.training.learner', 'visionlab.datasets.loaders'])
-    return ctx
 
 
 @pytest.fixture(scope='module')

@@ -1,5 +1,5 @@
-"""Every notebook runs from top to bottom. Each gets a fresh process, forked after the heavy libraries were imported once."""
-import multiprocessing as mp
+"""Every notebook runs from top to bottom, each in a process of its own."""
+import multiprocessing
 import os
 import sys
 import traceback
@@ -11,14 +11,8 @@ root = Path(__file__).resolve().parent.parent
 notebooks = sorted(p.relative_to(root/'nbs') for p in (root/'nbs').rglob('*.ipynb') if not any(x[0] in '._' for x in p.relative_to(root/'nbs').parts))
 
 
-@pytest.fixture(scope='session')
-def heavy():
-    "Libraries that nearly every chapter needs, imported once before forking"
-    import albumentations, fastai.vision.all, matplotlib, torchvision  # noqa: F401
-
-
 def _run(path, log):
-    sys.stdout.flush()
+    multiprocessing.set_start_method('fork', force=True)     # for the loaders' workers
     with open(log, 'w') as f:
         os.dup2(f.fileno(), 1); os.dup2(f.fileno(), 2)
         try:
@@ -33,9 +27,9 @@ def _run(path, log):
 
 
 @pytest.mark.parametrize('path', notebooks, ids=str)
-def test_runs_top_to_bottom(path, heavy, tmp_path):
+def test_runs_top_to_bottom(path, processes, tmp_path):
     log = tmp_path/'log'
-    p = mp.get_context('fork').Process(target=_run, args=(root/'nbs'/path, log))
+    p = processes.Process(target=_run, args=(root/'nbs'/path, log))
     p.start(); p.join(300)
     if p.is_alive(): p.kill(); pytest.fail(f'{path} ran for more than 300 s')
     assert p.exitcode == 0, log.read_text()[-6000:]
