@@ -216,3 +216,14 @@ def test_files_and_streams_in_one_go(tmp_path):
         frames = list(load_frames([tmp_path/'still.png', server.url('door')], max_frames=4, **QUICK))
     assert [f.path.name if isinstance(f.path, Path) else 'door' for f in frames] == ['still.png'] + ['door']*4
     assert frame_number(frames[0].original) == 5 and frames[0].capture is None and frames[1].capture is not None
+
+
+def test_the_rate_outlives_the_connection():
+    "A film is begun with the rate of its camera even if the line breaks between a frame and the question"
+    with RTSPServer(door=Feed(900, fps=30)) as server:
+        stream = iter(LoadStreams([server.url('door')]))
+        capture = next(stream).capture
+        assert capture.isOpened() and capture.get(cv2.CAP_PROP_FPS) == 30 and capture.get(cv2.CAP_PROP_FRAME_WIDTH) > 0
+        stream.close()
+        capture.release()
+        assert not capture.isOpened() and capture.get(cv2.CAP_PROP_FPS) == 30

@@ -9,6 +9,7 @@ from PIL import Image
 from visionlab.core.checks import InputError
 from visionlab.datasets.checks import check_text_data
 from visionlab.datasets.readers import read_icdar
+from visionlab.datasets import toy
 from visionlab.datasets.toy import WORDS, make_toy_text, threshold_baseline, toy_text_page, toy_text_scene, toy_word
 from visionlab.metrics.text import text_hmean
 
@@ -34,11 +35,18 @@ def test_no_word_is_in_both_splits(scenes):
     assert not drawn['train'] & drawn['test']
 
 
-def test_clear_scenes(tmp_path):
-    "The same words at their own places, and not one small letter; a set in capitals is another set"
+def test_clear_scenes(tmp_path, monkeypatch):
+    "The same words, not one small letter and no wire; a clear set is another set"
     for draw in (toy_text_scene, toy_text_page):
         plain, loud = draw(3)[2], draw(3, clear=True)[2]
         assert plain[0].upper() == loud[0] and any(c.islower() for t in plain for c in t) and not any(c.islower() for t in loud for c in t)
+    drawn = []
+    monkeypatch.setattr(toy, '_draw_wires', lambda rng, image: drawn.append(image))
+    for draw in (toy_text_scene, toy_text_page): draw(3, clear=True)
+    assert not drawn
+    for draw in (toy_text_scene, toy_text_page): draw(3)
+    assert len(drawn) == 2
+    monkeypatch.undo()
     make_toy_text(tmp_path/'toy', n_train=3, n_test=1, size=128)
     make_toy_text(tmp_path/'toy', n_train=3, n_test=1, size=128, pages=2, clear=True)
     labels = ''.join(p.read_text() for p in (tmp_path/'toy').rglob('gt_*.txt'))

@@ -60,6 +60,22 @@ class StreamReader:
             self.over = True
             self.bell.notify_all()
 
+# %% ../../nbs/inference/03_streams.ipynb #5c0e71a2
+class _Connection:
+    "A capture whose rate is known for good: a frame may be looked at when its line has broken already"
+    def __init__(self,
+        capture, # Opened capture
+    ):
+        import cv2
+        self._capture, self._rate_of = capture, cv2.CAP_PROP_FPS
+        self._rate = capture.get(self._rate_of)
+    def __getattr__(self, name): return getattr(self._capture, name)
+    def get(self,
+        what, # A property, `cv2.CAP_PROP_...`
+    ) -> float:
+        "Value of a property"
+        return self._rate if what == self._rate_of else self._capture.get(what)
+
 # %% ../../nbs/inference/03_streams.ipynb #441cdf64
 @patch
 def _follow(self:StreamReader):
@@ -69,7 +85,7 @@ def _follow(self:StreamReader):
     try:
         capture = self.connect()
         if not capture.isOpened(): return 0
-        self.capture, self.total = capture, 0 if self.live else frames_in(capture)
+        self.capture, self.total = _Connection(capture), 0 if self.live else frames_in(capture)
         while not self._stop.is_set():
             good, frame = capture.read()
             if not good or frame is None or not frame.size: break
