@@ -1,4 +1,5 @@
 """The site builds from nothing into a scratch folder: no broken link, every symbol in its page's contents, no call outside."""
+import html
 import re
 import sys
 from pathlib import Path
@@ -35,6 +36,11 @@ def test_nothing_is_loaded_from_outside(site):
     for f in site.rglob('*.html'):
         for tag, url in re.findall(r'(<(?:script|img|link|iframe)[^>]*?(?:src|href)="((?:https?:)?//[^"]+)"[^>]*>)', f.read_text(encoding='utf-8')):
             if not re.search(r'<link[^>]*\brel="?(canonical|alternate)"?[\s/>]', tag): pytest.fail(f'{f.name} loads {url}')
+
+
+def test_no_addresses(site):
+    "A page holds what a build makes of its notebook, and no two builds differ"
+    assert not [p for p in site.rglob('*.html') if re.search(r'at 0x[0-9a-f]{6,}', html.unescape(re.sub('<[^>]*>', '', p.read_text(encoding='utf-8'))))]
 
 
 def test_committed_site_is_there():

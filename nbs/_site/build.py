@@ -32,7 +32,8 @@ class SymbolDoc(MarkdownRenderer):
         table = str(DocmentTbl(self.sym))
         sig = re.sub(r'^(class|def) ', '', str(self.sig)) if getattr(self, 'sig', None) else ''
         code = f'```python\n{self.nm}{sig[len(self.nm.split(".")[-1]):] if sig.startswith(self.nm.split(".")[-1]) else sig}\n```\n\n' if sig else ''
-        return f'### `{self.nm}` {{ #{self.nm.lower()} }}\n\n{code}{(self.docs or "").strip()}\n\n{table}'
+        text = f'### `{self.nm}` {{ #{self.nm.lower()} }}\n\n{code}{(self.docs or "").strip()}\n\n{table}'
+        return re.sub(r'<(?:\w+ )+([\w.]+) at 0x[0-9a-f]+>', r'\1', text)        # defaults that are functions; their addresses differ from run to run
 
 
 class run_docs(procs.exec_show_docs):
