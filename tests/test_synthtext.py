@@ -19,6 +19,7 @@ def cell(values):
 
 def write(folder, names, boxes, texts, **extra):
     folder.mkdir(exist_ok=True)
+    for n in names: (folder/n).touch()
     scipy.io.savemat(folder/'gt.mat', dict(imnames=cell([np.array([n]) for n in names]), wordBB=cell(boxes), txt=cell([np.array(t) for t in texts]), **extra))
     return folder
 
@@ -92,8 +93,28 @@ def test_other_files_of_that_name(tmp_path, toy):
 
 
 def test_names_that_lead_elsewhere(tmp_path):
-    f = write(tmp_path/'s', ['../../etc/passwd'], [np.ones((2, 4))], [['x']])
-    with pytest.raises(InputError, match='leads out of'): read_synthtext(f)[0][0]
+    f = write(tmp_path/'s', ['../passwd'], [np.ones((2, 4))], [['x']])
+    with pytest.raises(InputError, match='leads out of'): read_synthtext(f)
+
+
+def test_images_that_are_not_there(tmp_path, toy, monkeypatch):
+    f = shutil.copytree(toy, tmp_path/'s')
+    whole, report = read_synthtext(f)
+    assert whole.there is None and not report.counts
+    shutil.rmtree(f/'2')
+    (f/'1/scene_3.jpg').unlink()
+    some, report = read_synthtext(f)
+    left = [0, 2, 5, 6, 8, 9]                                                     # 1, 4 and 7 were in folder 2
+    assert [s.path for s in some] == [whole[i].path for i in left] and [s.texts for s in some] == [whole[i].texts for i in left] and all(s.path.is_file() for s in some)
+    assert report.counts['missing image'] == 4 and '4 of 10' in report.summary() and "the first is '2/scene_1.jpg'" in report.summary()
+    assert [s.texts for s in pickle.loads(pickle.dumps(some))] == [s.texts for s in some] and some[-1].path.name == 'scene_9.jpg' and len(some[2:4]) == 2
+    seen = set()
+    drawn = DrawnSamples(some, 4)
+    for epoch in range(9): drawn.set_epoch(epoch); seen |= {s.path.name for s in drawn}
+    assert len(seen) == 6
+    for k in '13': shutil.rmtree(f/k)
+    with pytest.raises(InputError, match="none of the 10 images.*'1/scene_0.jpg'") as e: read_synthtext(f)
+    assert '\n' not in str(e.value)
 
 
 def test_the_cache_follows_its_source(tmp_path, toy, monkeypatch):

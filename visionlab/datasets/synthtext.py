@@ -151,26 +151,45 @@ class SynthTextSamples:
         arrays:dict,     # As `index_synthtext` makes them
         counts:dict,     # Likewise
         cache=None,      # The file they are mapped from, or None
-    ): self.root,self.arrays,self.counts,self.cache = Path(root), arrays, counts, cache
+        there=None,      # Numbers of the images whose files are there, int64 (n,); None: all
+    ): self.root,self.arrays,self.counts,self.cache,self.there = Path(root), arrays, counts, cache, there
     def __getstate__(self): return {**vars(self), 'arrays': None} if self.cache else vars(self)
     def __setstate__(self, state):
         vars(self).update(state)
         if self.arrays is None:
             if (found := _open_cache(self.cache)) is None: raise InputError(f"'{self.cache}' was removed or changed while it was in use: start again, it is made anew")
             self.arrays = found[0]
-    def __len__(self): return len(self.arrays['text_ends'])
-    def __repr__(self): return f"SynthTextSamples({len(self):,} images, {self.counts['words']:,} words)"
+    def __len__(self): return len(self.arrays['text_ends'] if self.there is None else self.there)
+    def __repr__(self): return f"SynthTextSamples({len(self):,} images, {self.counts['words']:,} words{' in all' if self.there is not None else ''})"
 
     def __getitem__(self,
         i,   # Number of the image, or a slice
     ):       # A `Sample`, or a list of them
         if isinstance(i, slice): return [self[k] for k in range(*i.indices(len(self)))]
         i = range(len(self))[i]
+        if self.there is not None: i = int(self.there[i])
         a = self.arrays
         (t0,w0),(t1,w1) = ([int(a[k][j]) if j >= 0 else 0 for k in ('text_ends', 'word_ends')] for j in (i-1, i))
         name,*texts = bytes(a['blob'][t0:t1]).decode().split('\n')
         quads = np.asarray(a['quads'][w0:w1], np.float64)
         return Sample(inside(self.root, name), list(quads), texts)
+
+# %% ../../nbs/datasets/14_synthtext.ipynb #7d1f04a2
+def _images_there(root, arrays, mat, report):
+    "Numbers of the images whose files are there, None if all are; those that are not are reported"
+    blob,ends,listed,gone = arrays['blob'].tobytes(), arrays['text_ends'].tolist(), {}, {}
+    for i,(a,b) in enumerate(zip([0, *ends], ends)):
+        name = blob[a:b].split(b'\n', 1)[0].decode()
+        folder,_,file = name.rpartition('/')
+        if folder not in listed:
+            try: listed[folder] = {e.name for e in os.scandir(inside(root, folder))}
+            except OSError: listed[folder] = set()
+        if file not in listed[folder] and not inside(root, name).is_file(): gone[i] = name
+    if not gone: return None
+    first = next(iter(gone.values()))
+    if len(gone) == len(ends): raise InputError(f"none of the {len(ends):,} images that '{mat}' lists is in '{root}', the first is '{first}': unpack them there, or put gt.mat where they are")
+    report.add('missing image', mat, f"{len(gone):,} of {len(ends):,} are not there, the first is '{first}'; left out", n=len(gone))
+    return np.setdiff1d(np.arange(len(ends)), list(gone))
 
 # %% ../../nbs/datasets/14_synthtext.ipynb #18fc10c6
 def _cache_places(mat):
@@ -192,9 +211,10 @@ def read_synthtext(
     if cache is None: arrays,counts,cache = _make_cache(mat, source, report)
     else: arrays,counts = _open_cache(cache, source)
     if not counts['images']: raise InputError(f"'{mat}' lists no images")
+    there = _images_there(mat.parent, arrays, mat, report)
     report.notes.append(f"{mat.parent}: {counts['images']:,} images, {counts['words']:,} words")
     for what,n in counts['notes'].items(): report.add(what, mat, f'{n:,} ' + ('images; found, not read' if 'match' in what else 'left out'), n=n)
-    return SynthTextSamples(mat.parent, arrays, counts, cache), report
+    return SynthTextSamples(mat.parent, arrays, counts, cache, there), report
 
 def _make_cache(mat, source, report):
     "Read gt.mat and write the cache where it is possible"
