@@ -541,14 +541,15 @@ def test_demo(done, monkeypatch):
     assert any(not torch.equal(a['model'][k], b['model'][k]) for k in a['model'])
 
 
-@covers('evaluate.model', 'evaluate.batches_before_train', 'evaluate.lexicon', 'evaluate.beam', 'evaluate.prune', 'predict.lexicon', 'predict.beam')
+@covers('evaluate.model', 'evaluate.batches_before_train', 'evaluate.lexicon', 'evaluate.beam', 'evaluate.reject_below', 'evaluate.prune', 'predict.lexicon', 'predict.beam', 'predict.reject_below', 'prune.reader_sparsity')
 def test_options_of_systems_that_read(done, refused, best, toy):
     "What FOTS makes of them is tested in test_fots_learner; a system that does not read has no use for them"
     a = done('evaluate', best, '--data', toy/'test')
     for words in (('--model', best), ('--pretrain-model', best, '--batches-before-train', 1)): assert done('evaluate', *words, '--test-folder-sample', toy/'test') == a
-    for option in (('--lexicon', 'strong'), ('--beam', 3), ('--prune',)): assert f'{option[0]} is nothing that pan knows here' in refused('evaluate', best, *option)
-    for option in (('--lexicon', 'a.txt'), ('--beam', 3)): assert f'has no setting "{option[0][2:]}"' in refused('predict', best, '--source', toy/'test/img', *option)
+    for option in (('--lexicon', 'strong'), ('--beam', 3), ('--reject-below', 0), ('--prune',)): assert f'{option[0]} is nothing that pan knows here' in refused('evaluate', best, *option)
+    for option in (('--lexicon', 'a.txt'), ('--beam', 3), ('--reject-below', 0)): assert f'has no setting "{option[0][2:].replace("-", "_")}"' in refused('predict', best, '--source', toy/'test/img', *option)
     assert 'two checkpoints' in refused('evaluate', best, '--model', 'other.pth')
+    assert '--reader-sparsity is nothing that pan knows here' in refused('prune', best, '--reader-sparsity', .5) and 'below 1' in refused('prune', best, '--reader-sparsity', 1) and 'at most 1' in refused('predict', best, '--source', toy/'test/img', '--reject-below', 2)
     assert 'at least 1' in refused('evaluate', best, '--beam', 0) and 'at least 1' in refused('evaluate', best, '--batches-before-train', 0)
 
 

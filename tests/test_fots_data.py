@@ -269,4 +269,5 @@ def test_a_check_says_what_the_reader_cannot_learn(tmp_path):
     assert any('12 words' in w and 'fewer columns' in w for w in check_fots(tmp_path).warnings)
     assert not check_fots(tmp_path, read_height=16).warnings
     (tmp_path/'gt.txt').write_text('\n'.join(f'{i}.png, ""' for i in range(12)))
-    assert len(check_fots(tmp_path).reading[0][1]['letters']) == 0
+    report = check_fots(tmp_path)
+    assert len(report.reading[0][1]['letters']) == 0 and any('can be read' in w and '--no-read' in w for w in report.warnings)

@@ -1,5 +1,6 @@
 """FOTS trains, goes on, is judged and used: half by half and whole, resumed to the bit, from other weights, with the script's own commands."""
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ from visionlab.cli.app import main
 from visionlab.core.checks import InputError
 from visionlab.core.config import replace_config
 from visionlab.datasets.readers import read_text_samples
+from visionlab.datasets.synthtext import make_toy_synthtext
 from visionlab.datasets.toy import make_toy_text, toy_text_page, toy_text_scene
 from visionlab.fots.config import FOTSConfig
 from visionlab.fots.data import fots_dataloaders
@@ -130,6 +132,28 @@ def test_evaluation_and_its_switches(run, toy, tmp_path):
     beam = evaluate_fots(run/'best.pth', toy/'test', device='cpu', beam=3, reject_below=0)
     assert beam.reading.n == plain.reading.n
     with pytest.raises(InputError, match='has no option'): evaluate_fots(run/'best.pth', toy/'test', encoder='x')
+
+
+def test_more_switches_of_the_commands(run, toy, tmp_path, monkeypatch, capsys):
+    "--reject-below, --reader-sparsity, and SynthText to be scored on"
+    monkeypatch.chdir(tmp_path)
+    def said(*words): assert main([str(w) for w in words]) == 0; return capsys.readouterr().out
+    skipped = lambda name: [json.loads(line).get('skipped', False) for line in Path(f'{name}/predictions.jsonl').read_text().splitlines()]
+    for cut, all_gone in ((0, False), (1, True)):
+        said('predict', run/'best.pth', '--source', toy/'test/img', '--output-dir', f'out{cut}', '--reject-below', cut, '--device', 'cpu')
+        assert skipped(f'out{cut}') == [all_gone]*4
+        assert ('skipped 4 of 4 images' in said('evaluate', run/'best.pth', '--data', toy/'test', '--reject-below', cut, '--device', 'cpu')) == all_gone
+    syn = make_toy_synthtext(tmp_path/'syn', n=10, size=(96, 128))
+    for path in (syn, syn/'gt.mat'): assert [s.path.stem for s in evaluate_fots(run/'best.pth', path, 'cpu', reject_below=0).samples] == ['scene_8', 'scene_9']      # the last fifth
+    plain = load_checkpoint(run/'best.pth')
+    save_checkpoint('plain.pth', **{**{k: v for k, v in plain.items() if k not in ('format', 'format_version', 'version')}, 'config': {**plain['config'], 'rejector': False}, 'model': {k: v for k, v in plain['model'].items() if not k.startswith('rejector')}})
+    assert main(['predict', 'plain.pth', '--source', str(toy/'test/img'), '--reject-below', '.4', '--device', 'cpu']) == 2 and 'this network has no rejector' in capsys.readouterr().err
+    said('predict', 'plain.pth', '--source', toy/'test/img', '--reject-below', 0, '--device', 'cpu')
+    numbers = lambda path: sum(v.numel() for k, v in load_checkpoint(path)['model'].items() if k.startswith('reader.') and v.is_floating_point())
+    said('prune', run/'best.pth', '--output', 'a.pth')
+    said('prune', run/'best.pth', '--output', 'b.pth', '--reader-sparsity', .5)
+    assert numbers('a.pth') == numbers(run/'best.pth') > numbers('b.pth')
+    said('predict', 'b.pth', '--source', toy/'test/img', '--device', 'cpu')
 
 
 def test_word_images_are_read_and_not_searched(run, config, tmp_path):

@@ -49,6 +49,7 @@ class EvaluateOptions:
     min_score:float|None = None  # Least score of a result, 0 to 1; None for the one stored in the checkpoint
     lexicon:str|None = None      # For systems that read: file with a word a line, or strong or weak for lists of the set's own words; None: none
     beam:int|None = None         # For systems that read: readings that are followed up at a time, 1 or above; None for the one of the checkpoint
+    reject_below:float|None = None # For networks with a rejector: images less likely than this to hold text are skipped, 0 to 1, 0 for none; None for the one of the checkpoint
     prune:bool = False           # Say that the checkpoint is a pruned one, and be refused where it is not
     batches_before_train:int = 1 # What a training script asks for here, too; an evaluation takes no steps, so nothing depends on it
     images_folder:str|None = None # For detectors: folder that the file names of a COCO file start from; None for that of the run
@@ -74,6 +75,7 @@ class PredictOptions:
     encoder:str|None = None          # Name of the encoder, to be compared with the checkpoint; None: whatever it has
     lexicon:str|None = None          # For systems that read: file with a word a line that readings are drawn to; None for the one of the checkpoint
     beam:int|None = None             # For systems that read: readings that are followed up at a time, 1 or above; None for the one of the checkpoint
+    reject_below:float|None = None   # For networks with a rejector: images less likely than this to hold text are skipped, 0 to 1, 0 for none; None for the one of the checkpoint
     tile:int|None = None             # Side of the pieces in which an image goes through the network, px, for systems that can; None: in one piece
     max_frames:int = 0               # Frames of each video or stream, 0 for all
     view_img:bool = False            # Show each result in a window; q closes it and ends the run
@@ -123,7 +125,7 @@ class DemoOptions:
 # %% ../../nbs/cli/00_app.ipynb #c571360e
 def _check_options(options):
     "Raise `InputError` for the first number outside its range"
-    for name, limits in dict(batch_size=dict(low=1, kind=int), seed=dict(low=0, kind=int), min_score=dict(low=0, high=1), max_frames=dict(low=0, kind=int), val_ratio=dict(low=0, below=1), patch_size=dict(low=1, kind=int), tile=dict(low=1, kind=int), classes=dict(low=1, kind=int), beam=dict(low=1, kind=int), batches_before_train=dict(low=1, kind=int)).items():
+    for name, limits in dict(batch_size=dict(low=1, kind=int), seed=dict(low=0, kind=int), min_score=dict(low=0, high=1), max_frames=dict(low=0, kind=int), val_ratio=dict(low=0, below=1), patch_size=dict(low=1, kind=int), tile=dict(low=1, kind=int), classes=dict(low=1, kind=int), beam=dict(low=1, kind=int), reject_below=dict(low=0, high=1), reader_sparsity=dict(low=0, below=1), batches_before_train=dict(low=1, kind=int)).items():
         if getattr(options, name, None) is not None: check_range(name, getattr(options, name), **limits)
 
 # %% ../../nbs/cli/00_app.ipynb #4ef67192
@@ -179,7 +181,7 @@ def _evaluate(words):
     _check_target('save', options.save)
     _check_target('results', options.results and str(Path(options.results)/'detections.json'))
     system, checkpoint, device = any_checkpoint(path, options.device)
-    given = {k: v for k in ('min_score', 'lexicon', 'beam', 'prune', 'images_folder', 'results') if (v := getattr(options, k)) is not None and v is not False}    # a system that knows no such thing is not asked for it
+    given = {k: v for k in ('min_score', 'lexicon', 'beam', 'reject_below', 'prune', 'images_folder', 'results') if (v := getattr(options, k)) is not None and v is not False}    # a system that knows no such thing is not asked for it
     evaluate = system.load('evaluate')
     _check_known(evaluate, given, system)
     score = evaluate(checkpoint, data=options.data, device=device, batch_size=options.batch_size, **given)
@@ -208,7 +210,10 @@ class PruneOptions:
     sparsity:float = 0.5                 # Share of the channels to take out of each group, in [0, 1)
     skip:tuple[str, ...] = ()            # Parts of the network that keep their channels: names, beginnings of names, patterns
     multiple:int = 1                     # The number of channels left is a multiple of this, 1 or above
+    reader_sparsity:float|None = None    # For systems that read: share of the channels to take out of the reader too, in [0, 1); None: none
     data:tuple[str, ...] = ()            # Data sets with ground truth: scores before and after
+
+    def __post_init__(self): _check_options(self)
 
 # %% ../../nbs/cli/00_app.ipynb #1d328d6c
 def _export(words):
@@ -240,7 +245,9 @@ def _prune(words):
     from visionlab.inference.predictor import checkpoint_system
     _check_target('output', o.output)
     system, _ = checkpoint_system(path)
-    report = (system.load('prune') if system.prune else prune_checkpoint)(check_file(path, 'CHECKPOINT'), o.output, sparsity=o.sparsity, skip=o.skip, multiple=o.multiple, data=o.data)
+    prune, given = system.load('prune') if system.prune else prune_checkpoint, {} if o.reader_sparsity is None else dict(reader_sparsity=o.reader_sparsity)
+    _check_known(prune, given, system)
+    report = prune(check_file(path, 'CHECKPOINT'), o.output, sparsity=o.sparsity, skip=o.skip, multiple=o.multiple, data=o.data, **given)
     again = ' --prune' if hasattr(system.load('config'), 'prune') else ''
     print(f'{report}\n\n{report.path}\n  visionlab train {system.name} --finetune-checkpoint {shlex.quote(str(report.path))}{again} ...')
 
@@ -329,7 +336,7 @@ def _nothing(files, streams, report):
 # %% ../../nbs/cli/00_app.ipynb #ccc9eb45
 def _given(options):
     "Options for the system's predictor, without those left out"
-    return {k: getattr(options, k) for k in ('min_score', 'patch_size', 'classes', 'encoder', 'lexicon', 'beam', 'tile') if getattr(options, k) is not None}
+    return {k: getattr(options, k) for k in ('min_score', 'patch_size', 'classes', 'encoder', 'lexicon', 'beam', 'reject_below', 'tile') if getattr(options, k) is not None}
 
 # %% ../../nbs/cli/00_app.ipynb #4d50b6f6
 def _grouped(frames, batch_size):
@@ -540,6 +547,17 @@ _bash = '''_visionlab() {
 }
 complete -o default -F _visionlab visionlab'''
 
+_fish = '''function __visionlab_after --description 'Do these words stand before the one to complete? With -- at their end: do they begin the line, and is it an option?'
+  set -l said (commandline -opc)
+  set -e said[1]
+  if test "$argv[-1]" = --
+    set -e argv[-1]
+    string match -q -- '-*' (commandline -ct); and test (count $said) -ge (count $argv); and test "$said[1..$(count $argv)]" = "$argv"
+  else
+    test "$said" = "$argv"
+  end
+end'''
+
 def completion_script(
     shell:str, # 'bash', 'zsh' or 'fish'
 ) -> str:      # Text for the shell to read
@@ -547,9 +565,10 @@ def completion_script(
     table = completion_table()
     if check_choice('SHELL', shell, ('bash', 'zsh', 'fish')) == 'fish':
         def line(before, words):
-            seen = [f'__fish_seen_subcommand_from {w}' for w in before.replace('*', '').split()] or ['__fish_use_subcommand']
-            return f"complete -c visionlab -n '{'; and '.join(seen)}' -a '{words}'"
-        return '\n'.join(line(*row) for row in table)
+            options = words.startswith('--')
+            after = ' '.join(['__visionlab_after', *before.replace('*', '').split(), *['--']*options])
+            return f"complete -c visionlab {'' if options else '-f '}-n '{after}' -a '{words}'"
+        return '\n'.join([_fish, *(line(*row) for row in table)])
     case = lambda before, words: f'    {before.replace(" ", chr(92) + " ")}) words="{words}" ;;'
     options,second = [r for r in table if ' ' in r[0]],[r for r in table if r[0] and ' ' not in r[0]]
     script = _bash % (table[0][1], '\n'.join(case(*r) for r in options), '\n'.join(case(*r) for r in second))

@@ -90,7 +90,8 @@ def check_fots(
     known = Charset(c.charset)
     report.reading = [(p.name, reading_counts(p.samples, known, c.read_height, c.read_width)) for p in report.parts]
     report_characters([s for p in report.parts for s in p.samples], known, report)
-    for name, n in report.reading:
+    for p, (name, n) in zip(report.parts, report.reading):
+        if not len(n['letters']) and any((~s.ignore).any() for s in p.samples): report.warnings.append(f'no word in "{name}" can be read, none has a text in the {len(known)} characters of `charset`: give transcripts, their characters as `charset`, or train without (--no-read)')
         some = max(10, .02*(len(n['letters']) + n['unknown'] + n['narrow']))
         if n['narrow'] > some: report.warnings.append(f'{n["narrow"]:,} words in "{name}" have fewer columns than letters and teach the reader nothing: raise `read_height`, or `read_width` for long lines')
         if n['tall'] > some: report.warnings.append(f'{n["tall"]:,} words in "{name}" stand on end as they are labelled: does each label begin at the corner where the writing begins?')

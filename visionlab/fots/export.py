@@ -9,9 +9,9 @@ __all__ = ['DetectorMaps', 'PaddedReader', 'RejectorOfImages', 'OnnxReader', 'On
 import torch
 from torch import nn
 
-from ..core.config import from_dict
 from ..deploy.onnx import ExportPart
 from .config import FOTSConfig
+from .config import stored_settings
 from .learner import fots_model
 from .model import FOTS
 from .model import FOTSAnswer
@@ -50,8 +50,6 @@ class RejectorOfImages(nn.Module):
     def forward(self, images):
         for stage in self.stages: images = stage(images)
         return self.rejector(images)
-
-def _settings(checkpoint): return from_dict(FOTSConfig, {**checkpoint['config'], 'pretrained': False, 'prune': False, 'continue_training': False}, 'checkpoint')
 
 # %% ../../nbs/fots/11_export.ipynb #7217cb23
 class OnnxReader(CTCReader):
@@ -108,7 +106,7 @@ class FOTSExport:
         checkpoint:dict, # What `load_checkpoint` gave
     ) -> list:           # `ExportPart`s
         "Detector, reader and rejector, as far as there are any"
-        config = _settings(checkpoint)
+        config = stored_settings(checkpoint)
         net = restore_model(lambda: fots_model(config), checkpoint).eval()
         maps = ('score', 'distances', 'angle', 'features')[:3 + config.read]
         parts = [ExportPart(DetectorMaps(net), (2, 3, 165, 187), outputs=maps)]
@@ -124,4 +122,4 @@ class FOTSExport:
         checkpoint:dict, # Settings and more, as `onnx_checkpoint` has read them
     ) -> OnnxSpotter:
         "The network that the predictor works with"
-        return OnnxSpotter(networks, _settings(checkpoint))
+        return OnnxSpotter(networks, stored_settings(checkpoint))

@@ -17,14 +17,15 @@ from fastcore.basics import patch
 
 from ..core.checks import InputError
 from ..core.checks import check_range
-from ..core.config import from_dict
 from ..core.config import replace_config
 from ..core.files import image_size
 from ..core.files import read_image
 from ..datasets.checks import readable_samples
 from ..datasets.readers import read_text_samples
 from ..datasets.samples import Report
+from ..datasets.synthtext import DrawnSamples
 from ..datasets.synthtext import read_lpcv
+from ..datasets.synthtext import read_synthtext
 from ..datasets.toy import make_toy_text
 from ..datasets.transforms import fit_short_side
 from ..datasets.transforms import normalise
@@ -32,6 +33,7 @@ from ..datasets.transforms import short_side_scale
 from ..datasets.word_crops import is_word_folder
 from ..datasets.word_crops import read_word_crops
 from .config import FOTSConfig
+from .config import stored_settings
 from .data import CROP_HEIGHT
 from .data import FOTSItems
 from .data import fots_samples
@@ -67,6 +69,10 @@ class SpottedText(TextResult):
         if self.any_text is None: return []
         return [f'no text ({self.any_text:.2f}), skipped' if self.skipped else f'text ({self.any_text:.2f})']
 
+    def to_dict(self) -> dict: # Plain lists and numbers; with a rejector `any_text` and `skipped` too
+        "For JSON"
+        return {**super().to_dict(), **({} if self.any_text is None else dict(any_text=round(self.any_text, 4), skipped=self.skipped))}
+
 # %% ../../nbs/fots/09_predict.ipynb #462bb674
 _FOTS_CHOICES = ('test_size', 'beam', 'language', 'lexicon', 'read_margin', 'reject_below', 'merge_iou', 'nms', 'convention')
 
@@ -76,7 +82,9 @@ def _fots_settings(checkpoint, settings):
     if 'patch_size' in given: given.setdefault('test_size', given.pop('patch_size'))
     wrong = [k for k in given if k not in _FOTS_CHOICES]
     if wrong: raise InputError(f'a FOTS predictor has no option `{wrong[0]}`: it takes min_score, {", ".join(_FOTS_CHOICES)}')
-    return from_dict(FOTSConfig, {**checkpoint['config'], 'pretrained': False, 'prune': False, 'continue_training': False, **given}, 'the settings')
+    config = stored_settings(checkpoint, **given)
+    if given.get('reject_below') and not config.rejector: raise InputError('`reject_below`: this network has no rejector, which is trained with `rejector` on; leave it out')
+    return config
 
 class FOTSPredictor(Predictor):
     "Finds and reads words; `with_lexicon` gives it another list of words"
@@ -192,21 +200,23 @@ class FOTSEvaluation:
 
 # %% ../../nbs/fots/09_predict.ipynb #d6258c11
 def read_spotting_data(
-    paths,              # A data set or several: ICDAR folders, lists, folders of word images, the sample set of the video challenge
+    paths,              # A data set or several: ICDAR folders, lists, folders of word images, the sample set of the video challenge, SynthText
     report:Report=None, # Collects what could not be used; None starts one
+    syn_val:int=3500,   # Images of SynthText, drawn from the fifth that no run trains on, 1 or above
 ) -> list:              # `Sample`s
     "Data with ground truth, whatever their form"
     report, samples = report if report is not None else Report('data of the evaluation'), []
     for p in [paths] if isinstance(paths, (str, Path)) else paths:
         p = Path(p).expanduser()
         if (p/'test_images1').is_dir(): samples += read_lpcv(p, 'test', report)[0]
+        elif p.suffix.lower() == '.mat' or (p/'gt.mat').is_file(): samples += list(DrawnSamples(read_synthtext(p, report)[0], syn_val, first=.8))
         else: samples += (read_word_crops if is_word_folder(p) else read_text_samples)(p, report)[0]
     return samples
 
 def _samples_of(config, data, report):
     "Samples of the named sets, of the sample set in the settings, or those of the run's validation"
     data = data or ((config.test_folder_sample,) if config.test_folder_sample else ())
-    samples = read_spotting_data(data, report) if data else fots_samples(config, report)[1]
+    samples = read_spotting_data(data, report, config.syn_val) if data else fots_samples(config, report)[1]
     if not len(samples): raise InputError('the run kept no validation images: give `data` with ground truth')
     return [samples[i] for i in range(len(samples))]
 

@@ -10,7 +10,6 @@ import torch
 
 from ..core.checks import InputError
 from ..core.checks import check_range
-from ..core.config import from_dict
 from ..deploy.prune import PruneReport
 from ..deploy.prune import PrunedModel
 from ..deploy.prune import both_scores
@@ -18,7 +17,7 @@ from ..deploy.prune import prune_model
 from ..deploy.prune import prune_report
 from ..deploy.prune import pruned_path
 from ..deploy.prune import save_pruned
-from .config import FOTSConfig
+from .config import stored_settings
 from .learner import fots_model
 from ..training.checkpoint import load_checkpoint
 from ..training.checkpoint import restore_model
@@ -44,7 +43,7 @@ def prune_fots(
 ) -> PruneReport:      # Before and after
     "Prune the network of a FOTS checkpoint into a smaller checkpoint"
     output, checkpoint = pruned_path(source, output), load_checkpoint(source, 'fots')
-    config = from_dict(FOTSConfig, {**checkpoint['config'], 'pretrained': False, 'prune': False, 'continue_training': False}, 'checkpoint')
+    config = stored_settings(checkpoint)
     if check_range('reader_sparsity', reader_sparsity, 0, below=1) and not config.read: raise InputError('"reader_sparsity": this network has no reader, leave it at 0')
     model = restore_model(lambda: fots_model(config), checkpoint).eval()
     done = prune_model(model, torch.randn(2, 3, 160, 192, generator=torch.Generator().manual_seed(0)), sparsity, skip, multiple)
