@@ -22,12 +22,17 @@ def find_chromium():
 
 
 class Browser:
-    "One page of a headless chromium; use it in a `with`"
+    """
+    One page of a headless chromium, whose reader prefers dark pages or light ones; use it in a `with`.
+    The preference is a setting of the whole program: one that is sent to a page (`Emulation.setEmulatedMedia`) may come after the page's own script has asked for it.
+    """
+    def __init__(self, dark=False): self.dark = dark
+
     def __enter__(self):
         self.home = tempfile.mkdtemp(prefix='chromium')
         read, far_write = os.pipe()
         far_read, self.write = os.pipe()
-        self.process = subprocess.Popen([sys.executable, '-S', '-c', BECOME, str(far_read), str(far_write), find_chromium(), *FLAGS, f'--user-data-dir={self.home}', 'about:blank'],
+        self.process = subprocess.Popen([sys.executable, '-S', '-c', BECOME, str(far_read), str(far_write), find_chromium(), *FLAGS, f'--blink-settings=preferredColorScheme={int(not self.dark)}', f'--user-data-dir={self.home}', 'about:blank'],
                                         pass_fds=(far_read, far_write), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         os.close(far_read); os.close(far_write)
         self.numbers, self.answers, self.events, self.session = itertools.count(1), queue.Queue(), [], None
@@ -77,10 +82,9 @@ class Browser:
             time.sleep(.05)
         return value
 
-    def look(self, width, height, dark):
-        "Size of the screen and the reader's preference"
+    def look(self, width, height):
+        "Size of the screen"
         self.ask('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
-        self.ask('Emulation.setEmulatedMedia', features=[dict(name='prefers-color-scheme', value='dark' if dark else 'light')])
 
     def leave(self):
         "Go to an empty page"

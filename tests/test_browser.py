@@ -43,22 +43,22 @@ def base():
 
 
 @pytest.fixture(scope='module')
-def browser():
-    with Browser() as b: yield b
+def browsers():
+    "One that prefers light pages, and one that prefers dark ones"
+    with Browser() as light, Browser(dark=True) as dark: yield light, dark
 
 
 LOOKS = [(p, screen, dark) for p in PAGES for screen, dark in (('wide', False), ('phone', True))] + [('index', 'wide', True), ('index', 'phone', False)]
 
 
 @pytest.mark.parametrize('page, screen, dark', LOOKS, ids=[f'{p}-{s}-{"dark" if d else "light"}' for p, s, d in LOOKS])
-def test_page(browser, base, page, screen, dark):
-    browser.leave()
-    browser.ask('Storage.clearDataForOrigin', origin=base.rstrip('/'), storageTypes='local_storage')     # no choice of colours from an earlier page
-    browser.look(*SCREENS[screen], dark)
+def test_page(browsers, base, page, screen, dark):
+    browser = browsers[dark]
+    browser.look(*SCREENS[screen])
     browser.open(f'{base}{page}.html')
     assert not browser.complaints
     assert not [r for r in browser.requests if not r.startswith((base, 'data:', 'blob:', 'about:'))]
-    until(lambda: (browser.js(LIGHT) < 80) == dark)      # the page's script may choose its colours a moment after it is loaded
+    assert (browser.js(LIGHT) < 80) == dark
     assert browser.js('document.documentElement.scrollWidth <= innerWidth'), 'the page scrolls sideways'
     assert not browser.js(CUT)
     assert not browser.js(POOR)
@@ -66,8 +66,9 @@ def test_page(browser, base, page, screen, dark):
 
 @pytest.mark.parametrize('screen', SCREENS)
 @pytest.mark.parametrize('name', ['PANLoss', 'AnchorTargetCreator'])
-def test_search_finds(browser, base, name, screen):
-    browser.look(*SCREENS[screen], False)
+def test_search_finds(browsers, base, name, screen):
+    browser = browsers[0]
+    browser.look(*SCREENS[screen])
     browser.open(base + 'index.html')
     browser.js('[...document.querySelectorAll(".md-search__button, label[for=__search]")].find(e => e.getBoundingClientRect().width).click()')
     until(lambda: browser.named('combobox'))
