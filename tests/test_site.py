@@ -38,6 +38,13 @@ def test_nothing_is_loaded_from_outside(site):
             if not re.search(r'<link[^>]*\brel="?(canonical|alternate)"?[\s/>]', tag): pytest.fail(f'{f.name} loads {url}')
 
 
+def test_names_of_chapters_are_links(site):
+    home, learner = ((site/f).read_text(encoding='utf-8') for f in ('index.html', 'pan/learner.html'))
+    assert '<a href="pan/loss.html"><code>visionlab.pan.loss</code></a>' in home and '<a href="fots/index.html"><code>visionlab.fots</code></a>' in home
+    assert re.search(r'<a href="\.\./training/learner\.html(#\w+)?"><code>visionlab\.training\.learner', learner)
+    assert '#decode_rules' not in (site/'explanations/embeddings.html').read_text(encoding='utf-8')          # a constant has no heading: its page will do
+
+
 def test_no_addresses(site):
     "A page holds what a build makes of its notebook, and no two builds differ"
     assert not [p for p in site.rglob('*.html') if re.search(r'at 0x[0-9a-f]{6,}', html.unescape(re.sub('<[^>]*>', '', p.read_text(encoding='utf-8'))))]

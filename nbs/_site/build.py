@@ -123,6 +123,26 @@ def method_links(src, symbols):
         f.write_text(re.sub(r'(\]\([\w/.-]*\.html#)(\w+\.\w+)\)', one, text), encoding='utf-8')
 
 
+def chapter_links(src, symbols):
+    "Names such as `visionlab.pan.loss` in the prose lead to their page, and with a symbol behind them to its place there"
+    headings = {page: set(names) for page, names in symbols.items()}
+    def target(parts):
+        for k in range(len(parts), 0, -1):
+            found = next((p for p in ('/'.join(parts[:k]) + '.md', '/'.join(parts[:k]) + '/index.md') if p in headings), None)
+            if found: break
+        else: return ''
+        symbol = '.'.join(parts[k:]).lower()
+        return found[:-3] + '.html' + (f'#{symbol}' if symbol in headings[found] else '')
+    for f in src.rglob('*.md'):
+        page = str(f.relative_to(src))
+        def one(m):
+            to = target(m[2].split('.')[1:]) if m[2] else ''
+            return f"[`{m[2]}`]({'../'*page.count('/')}{to})" if to and to != page[:-3] + '.html' else m[0]
+        parts = re.split(r'(^ *```.*?^ *```$)', f.read_text(encoding='utf-8'), flags=re.S | re.M)     # code between fences is left alone
+        parts[::2] = ['\n'.join(l if l.startswith(('    ', '#')) else re.sub(r'(\[[^\]]*\]\([^)]*\)|``.*?``)|`(visionlab(?:\.\w+)+)`', one, l) for l in p.split('\n')) for p in parts[::2]]
+        f.write_text(''.join(parts), encoding='utf-8')
+
+
 def page_path(nb):
     "Where the page of a notebook lives, without its order number: pan/04_loss.ipynb -> pan/loss.md"
     rel = nb.relative_to(nbs)
@@ -280,6 +300,7 @@ def build(out, readme=False, workers=2):
         with ProcessPoolExecutor(workers, mp_context=get_context('fork')) as pool:
             symbols = dict(pool.map(render, all_notebooks(), [src]*len(all_notebooks())))
         method_links(src, symbols)
+        chapter_links(src, symbols)
         for f in here.glob('*.css'): shutil.copy(f, src/f.name)
         shutil.copy(here/'worker.js', src/'worker.js')
         if (nbs/'images').exists(): shutil.copytree(nbs/'images', src/'images')
