@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ResNetStages', 'keep_resolution', 'PyramidExtractor', 'RegionProposalNetwork', 'RoICut', 'RoIHead', 'MeanOver',
-           'frcnn_detections', 'two_layers', 'FasterRCNN', 'filled_places', 'frcnn_model', 'load_torchvision_frcnn']
+           'frcnn_detections', 'FrozenBatchNorm2d', 'frozen_norms', 'two_layers', 'FasterRCNN', 'filled_places',
+           'frcnn_model', 'load_torchvision_frcnn']
 
 # %% ../../nbs/frcnn/06_model.ipynb #9a0da8a9
 import torch
@@ -215,6 +216,26 @@ def frcnn_detections(
     out[i, place] = torch.cat([boxes[order], p[order, None], c[order, None].to(p.dtype)], 1)
     return out[:, :max_detections]
 
+# %% ../../nbs/frcnn/06_model.ipynb #b7a0c002
+class FrozenBatchNorm2d(nn.BatchNorm2d):
+    "BatchNorm whose statistics and factors stay as they are, in training too"
+    def forward(self,
+        x:Tensor, # Maps, float (B,C,H,W)
+    ) -> Tensor:  # The same shape
+        if not (x.requires_grad and torch.is_grad_enabled()) or x.dtype != self.weight.dtype: return super().forward(x)     # no backward pass, or mixed precision
+        factor = self.weight*(self.running_var + self.eps).rsqrt()
+        return torch.addcmul((self.bias - self.running_mean*factor)[:, None, None], x, factor[:, None, None])
+    def train(self, mode=True): return super().train(False)
+
+def frozen_norms(
+    net, # Network whose `nn.BatchNorm2d` are frozen in place
+):       # The same
+    "Make every BatchNorm of a network a constant"
+    for m in net.modules():
+        if type(m) is nn.BatchNorm2d: m.__class__ = FrozenBatchNorm2d     # names and values of its weights are the same
+        if isinstance(m, FrozenBatchNorm2d): m.eval().requires_grad_(False)
+    return net
+
 # %% ../../nbs/frcnn/06_model.ipynb #aea57cca
 def two_layers(
     channels:int,   # Channels of the features
@@ -274,7 +295,7 @@ class FasterRCNN(nn.Module):
         self.anchor_targets,self.roi_targets = anchor_targets or AnchorTargetCreator(),roi_targets or ProposalTargetCreator(std=std)
         self.num_classes,self.std,self.score,self.nms,self.max_detections = num_classes,tuple(std),score,nms,max_detections
         self.freeze_bn,self.backbone_frozen = pretrained if freeze_bn is None else freeze_bn,False
-        self.freeze_backbone(False)
+        if self.freeze_bn: frozen_norms(self)
 
     def forward(self,
         images,      # Normalised images, float (B,3,H,W)
@@ -341,9 +362,7 @@ def freeze_backbone(self:FasterRCNN,
     "Stop or start the training of the extractor; BatchNorm that is kept stays so"
     self.backbone_frozen = frozen
     for p in self.extractor.parameters(): p.requires_grad_(not frozen)
-    if self.freeze_bn:
-        for m in self.modules():
-            if isinstance(m, nn.BatchNorm2d): m.requires_grad_(False)
+    if self.freeze_bn: frozen_norms(self)
     return self.train(self.training)
 
 @patch
@@ -353,8 +372,6 @@ def train(self:FasterRCNN,
     "As every module, but what is frozen stays in evaluation mode"
     nn.Module.train(self, mode)
     if self.backbone_frozen: self.extractor.eval()
-    for m in self.modules():
-        if self.freeze_bn and isinstance(m, nn.BatchNorm2d): m.eval()
     return self
 
 # %% ../../nbs/frcnn/06_model.ipynb #5d45ab1a
