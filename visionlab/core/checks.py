@@ -85,7 +85,7 @@ def check_folder(
     path,             # Folder that must exist; `~` is the home folder
     name:str='path',  # Name of the argument, for the message
 ) -> Path:            # The same folder, absolute
-    "An existing folder, or an error that says how far the path was right"
+    "An existing folder; `MissingPathError` says how far the path was right, `InputError` that it is a file"
     if not str(path): raise InputError(f'"{name}" is empty, a folder is needed')
     path = Path(os.path.abspath(Path(path).expanduser()))
     if path.is_dir(): return path
@@ -97,7 +97,7 @@ def check_file(
     path,             # File that must exist; `~` is the home folder
     name:str='path',  # Name of the argument, for the message
 ) -> Path:            # The same file, absolute
-    "An existing file, or an error that says how far the path was right"
+    "An existing file; `MissingPathError` says how far the path was right, `InputError` that it is a folder"
     if not str(path): raise InputError(f'"{name}" is empty, a file is needed')
     path = Path(os.path.abspath(Path(path).expanduser()))
     if path.is_file(): return path
@@ -108,7 +108,7 @@ def check_path(
     path,             # File or folder that must exist; `~` is the home folder
     name:str='path',  # Name of the argument, for the message
 ) -> Path:            # The same path, absolute
-    "An existing file or folder, or an error that says how far the path was right"
+    "An existing file or folder; `MissingPathError` says how far the path was right"
     if not str(path): raise InputError(f'"{name}" is empty, a file or folder is needed')
     path = Path(os.path.abspath(Path(path).expanduser()))
     if path.exists(): return path
@@ -118,7 +118,7 @@ def check_path(
 def check_device(
     device='auto', # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' or a `torch.device`
 ):                 # A `torch.device` that this machine has
-    "The device to work on, or an error that says what this machine has"
+    "The device to work on, or `InputError` that says what this machine has"
     import torch
     gpus,mps = torch.cuda.device_count() if torch.cuda.is_available() else 0, torch.backends.mps.is_available()
     have = ['cpu'] + [f'cuda:{i}' for i in range(gpus)] + ['mps']*mps
@@ -157,7 +157,7 @@ def import_optional(
     purpose:str,    # What it is needed for, completes "... needs the package"
     package:str='', # Name to install, where it differs from the module's
 ):                  # The module
-    "Import a package that only some users have, or say how to get it"
+    "Import a package that only some users have, or `InputError` that says how to get it"
     try: return importlib.import_module(module)
     except ModuleNotFoundError as e:
         if e.name != module.split('.')[0]: raise

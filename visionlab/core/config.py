@@ -132,7 +132,7 @@ def replace_config(
     cfg,       # Dataclass instance
     **changes, # Fields to change
 ):             # A new instance
-    "A copy of `cfg` with some fields changed, checked like any other"
+    "A copy of `cfg` with some fields changed, checked like any other; `InputError` for a name that is no field"
     hints,own,changes = get_type_hints(type(cfg)), [f.name for f in fields(cfg) if f.init], _own_names(type(cfg), changes)
     for k in changes:
         if k not in own: raise InputError(f'{type(cfg).__name__} has no setting "{k}".{did_you_mean(k, own)}')
@@ -164,7 +164,7 @@ def load_config(
     cls,  # Dataclass
     path, # JSON file
 ):        # An instance of `cls`
-    "Settings from a JSON file, in our layout or in one that `cls.from_document` knows"
+    "Settings from a JSON file, in our layout or in one that `cls.from_document` knows; `InputError` names the file where they do not fit"
     d = read_json(path)
     if isinstance(d, dict) and hasattr(cls, 'from_document'):
         try: d = cls.from_document(d)

@@ -149,7 +149,7 @@ def inside(
     root,    # Folder that must not be left
     path,    # Name relative to it, or an absolute path within it
 ) -> Path:   # Absolute path
-    "Join `path` to `root`, or raise when that leads out of `root`"
+    "Join `path` to `root`; `InputError` where that leads out of `root`"
     root = Path(os.path.abspath(root))
     full = Path(os.path.abspath(root/path))
     if full.is_relative_to(root): return full
@@ -177,7 +177,7 @@ def read_lines(
 def read_json(
     path, # JSON file
 ):        # What it holds: dict, list, ...
-    "What a JSON file holds"
+    "What a JSON file holds; `InputError` where it is no valid JSON, or nested too deeply"
     try: return json.loads(read_text(path))
     except json.JSONDecodeError as e: raise InputError(f"'{path}' is no valid JSON: {e.msg} in line {e.lineno}, column {e.colno}") from None
     except RecursionError: raise InputError(f"'{path}' is nested too deeply") from None
@@ -218,7 +218,7 @@ def _remove_stale(path, age=600):
 def atomic_path(
     path, # File to write; replaced as a whole or not at all
 ):        # Temporary path beside it, to write to inside the `with` block
-    "Write a file so that it is the whole new one, or still the old one"
+    "Write a file so that it is the whole new one, or still the old one; `WriteError` says why it could not be written"
     path = Path(os.path.realpath(Path(path).expanduser()))   # the file a link points to, not the link
     temp = path.with_name(f'.{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}')
     try:

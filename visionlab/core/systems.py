@@ -32,7 +32,7 @@ class System:
     def load(self,
         part:str, # One of `SYSTEM_PARTS`
     ):            # The class or function it names
-        "Import a part of this system"
+        "Import a part of this system; `InputError` for one it does not have"
         if part not in SYSTEM_PARTS: raise InputError(f'"part" is one of {", ".join(SYSTEM_PARTS)}, got {part!r}.{did_you_mean(part, SYSTEM_PARTS)}')
         if not getattr(self, part): raise InputError(f"the system {self.name!r} has no {part!r}")
         module,_,attr = getattr(self, part).partition(':')
@@ -53,7 +53,7 @@ def system_names() -> list[str]: # Names in alphabetic order
 def find_system(
     name:str, # Such as 'pan'
 ) -> System:  # Its parts, not yet imported
-    "The system of that name, or an error with the nearest name"
+    "The system of that name, or `InputError` with the nearest name"
     found = _announced()
     if not found: raise InputError('no system is installed. In a copy of the source, `pip install -e .` registers them')
     if name not in found: raise InputError(f'there is no system {name!r} here, only {", ".join(sorted(found))}.{did_you_mean(name, found)}')

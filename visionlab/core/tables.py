@@ -22,7 +22,7 @@ def text_table(
     rows:list,    # Rows, each with as many strings as there are columns
     left=(0,),    # Numbers of the columns that begin at the left, from 0
 ) -> str:         # Lines, no newline at the end
-    "A table as aligned lines"
+    "A table as aligned lines; `InputError` for a row with more or fewer cells than titles"
     table = [list(head), *map(list, rows)]
     for i, r in enumerate(table):
         if len(r) != len(head): raise InputError(f'row {i - 1} has {len(r)} cells, the table has {len(head)} columns')
