@@ -146,7 +146,7 @@ def test_checkpoint_roads(label_checkpoint, tmp_path):
     import numpy as np
     from visionlab.inference.predictor import load_predictor
     report = prune_checkpoint(label_checkpoint, tmp_path/'small.pth')
-    assert report.parameters[1] < .3*report.parameters[0] and report.sizes[1] < .3*report.sizes[0] and report.difference < 1e-4 and report.mac_share < .3
+    assert report.parameters[1] < .3*report.parameters[0] and report.sizes[1] < .3*report.sizes[0] and report.difference < 1e-5 and report.mac_share < .3
     found = torch.load(tmp_path/'small.pth', weights_only=True)
     assert found['pruned']['sparsity'] == .5 and found['thresholds'] == dict(a=.4) and found['optimizer'] is None
     image = np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8)

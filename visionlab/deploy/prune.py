@@ -189,7 +189,7 @@ class PrunedModel:
     model:nn.Module    # Compact network
     masked:nn.Module   # Network of the old widths with zeros where channels went
     widths:dict        # Name of the layer -> its channels, of the layers that changed
-    difference:float   # Largest difference of their outputs on the example
+    difference:float   # Largest difference of their outputs on the example, as a share of the largest output (at least 1)
     sparsity:float     # What was asked for
 
 def prune_model(
@@ -215,13 +215,13 @@ def prune_model(
     return PrunedModel(compact.to(where), masked.to(where), {k: w for k, w in layer_widths(compact).items() if w != old[k]}, worst, sparsity)
 
 def _difference(masked, compact, example, tolerance):
-    "Largest difference of the two networks' outputs, `InputError` where it is too large"
+    "Largest difference of the two networks' outputs as a share of the largest, `InputError` where it is too large"
     inputs = example if isinstance(example, tuple) else (example,)
     try:
         with torch.no_grad(): a, b = (_tensors(net(*inputs)) for net in (masked, compact))
         worst, largest = max((x - y).abs().max().item() for x, y in zip(a, b, strict=True)), max(x.abs().max().item() for x in a)
     except Exception as e: raise InputError(f'the network cannot be pruned as a whole, some of its layers depend on each other in a way that was not seen ({" ".join(str(e).split())[:160]}): name the part in "skip"') from e
-    if worst <= tolerance*max(1, largest): return worst
+    if (share := worst/max(1, largest)) <= tolerance: return share
     raise InputError(f'the network cannot be pruned as a whole: masked and compact outputs differ by {worst:.2g} where they reach {largest:.2g}. Name the part whose channels are mixed in "skip"')
 
 # %% ../../nbs/deploy/02_prune.ipynb #2310ad51
@@ -234,7 +234,7 @@ class PruneReport:
     sizes:tuple = ()                          # Bytes of the weights in a file
     times:tuple = ()                          # Fastest pass, ms
     shape:tuple = ()                          # Shape of the input for `macs` and `times`
-    difference:float = float('nan')           # Masked against compact
+    difference:float = float('nan')           # Masked against compact, as a share of the largest output
     scores:dict = field(default_factory=dict) # Name -> (before, after)
 
     @property
@@ -246,7 +246,7 @@ class PruneReport:
                 row('weights', self.sizes, lambda v: f'{v/2**20:.1f} MB'), row('one pass', self.times, lambda v: f'{v:.1f} ms')]
         rows += [[k, f'{a:.4f}', f'{b:.4f}', f'{b - a:+.4f}'] for k, (a, b) in self.scores.items()]
         return ['', 'before', 'after', ''], rows
-    def remark(self): return f'input {"x".join(map(str, self.shape))}; masked and compact outputs differ by {self.difference:.1e}'
+    def remark(self): return f'input {"x".join(map(str, self.shape))}; masked and compact outputs differ by {self.difference:.1e} of the largest'
     def __repr__(self): return f'{text_table(*self.rows())}\n{self.remark()}'
     def _repr_html_(self): return f'{html_table(*self.rows())}<p>{self.remark()}</p>'
     def to_dict(self): return dict(parameters=self.parameters, macs=self.macs, bytes=self.sizes, milliseconds=self.times, shape=self.shape, difference=self.difference, scores=self.scores)
