@@ -33,19 +33,33 @@ class BoxPart:
     classes:int      # Number of classes
 
     @property
-    def boxes(self): return sum(int((~s.ignore).sum()) for s in self.samples)
+    def boxes(self):
+        "Boxes that count, how many"
+        return sum(int((~s.ignore).sum()) for s in self.samples)
     @property
-    def difficult(self): return sum(int(s.ignore.sum()) for s in self.samples)
+    def difficult(self):
+        "Boxes that do not count, how many"
+        return sum(int(s.ignore.sum()) for s in self.samples)
     @property
-    def empty(self): return sum(not len(s.boxes) for s in self.samples)
+    def empty(self):
+        "Images without a box, how many"
+        return sum(not len(s.boxes) for s in self.samples)
     @property
-    def most(self): return max((len(s.boxes) for s in self.samples), default=0)
+    def most(self):
+        "Boxes of the fullest image, how many"
+        return max((len(s.boxes) for s in self.samples), default=0)
     @property
-    def sides(self): return np.concatenate([np.zeros(0), *(np.sqrt((s.boxes[:,2:] - s.boxes[:,:2]).prod(1)) for s in self.samples)])
+    def sides(self):
+        "Root of the area of each box, px, float64 (n,)"
+        return np.concatenate([np.zeros(0), *(np.sqrt((s.boxes[:,2:] - s.boxes[:,:2]).prod(1)) for s in self.samples)])
     @property
-    def per_class(self): return np.bincount(np.concatenate([np.zeros(0, np.int64), *(s.labels[~s.ignore] for s in self.samples)]), minlength=self.classes)
+    def per_class(self):
+        "Boxes of each class that count, int64 (classes,)"
+        return np.bincount(np.concatenate([np.zeros(0, np.int64), *(s.labels[~s.ignore] for s in self.samples)]), minlength=self.classes)
     @property
-    def images_per_class(self): return np.bincount(np.concatenate([np.zeros(0, np.int64), *(np.unique(s.labels) for s in self.samples)]), minlength=self.classes)
+    def images_per_class(self):
+        "Images that hold each class, int64 (classes,)"
+        return np.bincount(np.concatenate([np.zeros(0, np.int64), *(np.unique(s.labels) for s in self.samples)]), minlength=self.classes)
 
 # %% ../../nbs/datasets/13_box_checks.ipynb #e7223e43
 class BoxDataReport(DataReport):
@@ -138,7 +152,7 @@ def check_box_data(
     images_folder='',  # COCO: folder that the file names start from
     kind=BoxDataReport, # Class of the report
 ) -> BoxDataReport:    # Print its `summary()`, or look at `show()`
-    "Look through a detection data set and report what is in it and what is wrong"
+    "Look through a detection data set and report what is in it and what is wrong; `InputError` where no image of it can be read"
     path = Path(path).expanduser()
     report, seen, failed, read = kind(f'Check of {path}'), {}, [], []
     report.image_sizes = {}

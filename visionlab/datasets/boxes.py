@@ -89,7 +89,7 @@ def _box_text(box): return f"({', '.join(f'{v:g}' for v in box)})"
 def get_classes(
     classes_path,  # Text file with a class name a line
 ) -> tuple:        # List of the names, and how many there are
-    "Names of the classes, in the order of their numbers"
+    "Names of the classes, in the order of their numbers; `InputError` where there is none, or one stands twice"
     path = check_file(classes_path, 'classes_path')
     names = [n for l in read_lines(path) if (n := l.strip())]
     if not names: raise InputError(f"'{path}' names no class: a name a line is needed")
@@ -162,7 +162,7 @@ def read_box_lines(
     class_names=None,  # Names of the classes, or their file; None: classes.txt beside the list, else numbers
     report=None,       # `Report` to continue, None starts one
 ) -> BoxData:          # Samples, names, report
-    "Read lines of `path x1,y1,x2,y2,class ...`"
+    "Read lines of `path x1,y1,x2,y2,class ...`; `InputError` where there is none"
     names, listed = _class_names(class_names), isinstance(file, (str, Path))
     source = check_file(file, 'text lines') if listed else 'lines'
     base, lines = (source.parent, read_lines(source)) if listed else (Path('.'), list(file))
@@ -223,7 +223,7 @@ def _voc_object(o):
 def read_voc_xml(
     path,             # XML file
 ) -> VocAnnotation:   # Its name, size and objects
-    "Read a VOC annotation"
+    "Read a VOC annotation; `InputError` for any other XML file"
     root = _parse_xml(check_file(path, 'annotation'))
     if root.tag != 'annotation': raise InputError(f"'{path}': it begins with <{root.tag}>, VOC's files begin with <annotation>")
     objects, bad, size = [], [], None
@@ -296,7 +296,7 @@ def read_voc(
     names=None,      # Names of the classes, or their file; None: classes.txt in the folder, else all that occur
     report=None,     # `Report` to continue, None starts one
 ) -> BoxData:        # Samples, names, report
-    "Read a part of a VOC tree"
+    "Read a part of a VOC tree; `InputError` where the folders are not there, or no annotation holds an object"
     root = check_folder(root, 'VOC tree')
     report = Report(f'Reading {root}') if report is None else report
     start, folders = len(report), _voc_folders(root)
@@ -366,7 +366,7 @@ def read_coco(
     names=None,        # Names of the classes, or their file; None: the categories in the order of their numbers
     report=None,       # `Report` to continue, None starts one
 ) -> BoxData:          # Samples, names, report
-    "Read boxes from a COCO file"
+    "Read boxes from a COCO file; `InputError` where it lists no image that can be used"
     file = check_file(file, 'COCO file')
     report, d, found = Report(f'Reading {file}') if report is None else report, _coco_lists(file), []
     start = len(report)
@@ -386,7 +386,7 @@ def read_coco(
 def find_voc_tree(
     path:Path,  # Folder
 ) -> Path:      # The folder, or the one in it that is a VOC tree
-    "The VOC tree at a folder, or the only one in it"
+    "The VOC tree at a folder, or the only one in it; `InputError` where there is none, or more than one"
     if _voc_folders(path): return path
     inside = [p for p in sorted(path.iterdir()) if p.is_dir() and find_subfolder(p, _VOC_XML[:1]) and _voc_folders(p)]
     if len(inside) > 1: raise InputError(f'"{path}" holds {" and ".join(p.name + "/" for p in inside)}: give one of them, for example "{inside[0]}"')
@@ -402,7 +402,7 @@ def read_box_samples(
     report=None,       # `Report` to continue, None starts one
     images_folder='',  # COCO: folder that the file names start from
 ) -> BoxData:          # Samples, names, report
-    "Read images with boxes from whatever holds them"
+    "Read images with boxes from whatever holds them; `InputError` for an empty path, a single image or a single annotation"
     if not str(path): raise InputError('"path" is empty: name a VOC tree, a text file with a line an image, or a COCO file')
     path = Path(path).expanduser()
     if path.is_dir():
@@ -535,7 +535,9 @@ class BoxFit:
     size:tuple    # (width, height) of the frame, px
 
     @property
-    def scale(self): return self.scaled[0]/self.width, self.scaled[1]/self.height
+    def scale(self):
+        "px of the frame in one px of the image, across and down"
+        return self.scaled[0]/self.width, self.scaled[1]/self.height
 
     def apply(self,
         boxes,   # xyxy in px of the image, (...,4), array or tensor
@@ -588,7 +590,7 @@ def fit_image(
     fit:BoxFit,        # Where it goes
     fill=PAD_COLOUR,   # Colour of the bars
 ) -> np.ndarray:       # uint8 (frame height, frame width, C)
-    "Scale an image and put it into its frame"
+    "Scale an image and put it into its frame; `InputError` where `fit` is of another size"
     h, w, c = image.shape
     if (w, h) != (fit.width, fit.height): raise InputError(f'"fit" is for an image of {fit.width}x{fit.height} px, got {w}x{h}')
     (sw, sh), (fw, fh) = fit.scaled, fit.size
@@ -621,8 +623,11 @@ class BoxWarp(A.DualTransform):
         m[:2,2] -= [round(draw(0, c - n)) if c > n else -((n - c)//2) for c,n in zip(canvas, fit.size)]
         return dict(matrix=m, frame=fit.size)
 
-    def apply(self, img, matrix, frame, **params): return warp_image(img, matrix, frame, np.resize(self.fill, img.shape[-1]))
+    def apply(self, img, matrix, frame, **params):
+        "The view of the image, uint8 (frame height, frame width, C)"
+        return warp_image(img, matrix, frame, np.resize(self.fill, img.shape[-1]))
     def apply_to_bboxes(self, bboxes, matrix, frame, **params):
+        "Boxes around the corners of the turned ones, as shares of the frame, float64 (n,4 or more)"
         (h,w),(fw,fh) = params['shape'][:2], frame
         out = np.array(bboxes, np.float64)
         corners = (out[:,:4].reshape(-1, 2, 2)*[w,h] - .5) @ matrix[:2,:2].T + matrix[:2,2] + .5
@@ -671,7 +676,7 @@ class BoxTransform:
         labels,            # Classes, int (n,)
         rng_seed:int=0,    # Decides all that is random
     ) -> tuple:            # Image uint8, boxes float32 (m,4), labels int64 (m,)
-        "A view of an image and its boxes"
+        "A view of an image and its boxes; `InputError` where labels are not one a box"
         h, w = (check_shape('image', image, 'H,W,C')[k] for k in 'HW')
         boxes, labels = np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(labels, np.int64).reshape(-1)
         if len(boxes) != len(labels): raise InputError(f'"labels" needs one entry a box: {len(boxes)} boxes, {len(labels)} labels')

@@ -35,13 +35,21 @@ class TextPart:
     sizes:Counter        # (width, height) of the upright images, px -> how many
 
     @property
-    def words(self): return sum(int((~s.ignore).sum()) for s in self.samples)
+    def words(self):
+        "Words that count, how many"
+        return sum(int((~s.ignore).sum()) for s in self.samples)
     @property
-    def ignored(self): return sum(int(s.ignore.sum()) for s in self.samples)
+    def ignored(self):
+        "Words that do not count, how many"
+        return sum(int(s.ignore.sum()) for s in self.samples)
     @property
-    def text_free(self): return sum(not s.polygons for s in self.samples)
+    def text_free(self):
+        "Images without any word, how many"
+        return sum(not s.polygons for s in self.samples)
     @property
-    def only_ignored(self): return sum(bool(s.polygons) and bool(s.ignore.all()) for s in self.samples)
+    def only_ignored(self):
+        "Images whose words all do not count, how many"
+        return sum(bool(s.polygons) and bool(s.ignore.all()) for s in self.samples)
 
 def describe_part(
     name:str,     # What to call it
@@ -100,7 +108,9 @@ class TextDataReport(DataReport):
             high = ' / '.join(f'{v:.0f}' for v in np.percentile(p.heights, (10, 50, 90))) + ' px' if len(p.heights) else '-'
             out.append([p.name, f'{len(p.samples):,}', f'{p.words:,}', share, f'{p.text_free:,}', f'{p.only_ignored:,}', high, sizes_text(p.sizes)])
         return out
-    def tables(self): return [(self.head, self.rows(), (0, 7))]
+    def tables(self):
+        "The one table: titles, rows, and which columns begin at the left"
+        return [(self.head, self.rows(), (0, 7))]
 
 # %% ../../nbs/datasets/05_checks.ipynb #819ba2b2
 @patch
@@ -180,7 +190,7 @@ def check_text_data(
     parts=None,        # (name, path, reader) of each part, a reader gives samples and the report; None: those of `part_folders`
     kind=TextDataReport, # Class of the report
 ) -> TextDataReport:   # Print its `summary()`, or look at `show()`
-    "Look through a text data set and report what is in it and what is wrong"
+    "Look through a text data set and report what is in it and what is wrong; `InputError` where no image of it can be read"
     path = Path(path).expanduser()
     report, seen, failed = kind(f'Check of {path}'), {}, []
     parts = parts or [(n, p, read_text_samples) for n, p in part_folders(path)]
@@ -203,7 +213,7 @@ def readable_samples(
     report,          # `Report` that the others go to
     read=read_image, # Function of a path that reads the whole image
 ) -> list:           # Those whose image can be read to its end
-    "Samples with a sound image; an error if there is none"
+    "Samples with a sound image; `InputError` if there is none"
     good = []
     for s in samples:
         try: read(s.path); good.append(s)

@@ -98,7 +98,7 @@ def read_label_folders(
     report:Report=None,  # Collects what could not be used; None starts one
     none:str='_none',    # Name of the folder of images without any label
 ) -> tuple:              # List of `Sample`s, and the report
-    "Images whose folders are named after their labels"
+    "Images whose folders are named after their labels; `InputError` where no image can be used"
     root, report, found = Path(root).expanduser(), report if report is not None else Report(f'label folders in {root}'), []
     if not root.is_dir(): raise InputError(f"\"root\": no folder '{root}'")
     start = len(report)
@@ -183,7 +183,7 @@ def read_label_csv(
     part:str='',         # Lines of one part only: train, val or test; '' for all
     none:str='_none',    # Word that means "no label"
 ) -> tuple:              # List of `Sample`s, and the report
-    "Images and labels from a table"
+    "Images and labels from a table; `InputError` where no line can be used"
     file = check_file(file)
     report = report if report is not None else Report(f'labels in {file}')
     start, parts = len(report), _csv_parts(file, report, none)
@@ -197,7 +197,7 @@ def read_label_coco(
     report:Report=None,  # Collects what could not be used; None starts one
     root=None,           # Folder of the images; None looks beside the file
 ) -> tuple:              # List of `Sample`s, and the report
-    "Images and the categories that occur on them, from a file in COCO's format"
+    "Images and the categories that occur on them, from a file in COCO's format; `InputError` where it is another format, or no image can be used"
     file = check_file(file)
     report, d = report if report is not None else Report(f'labels in {file}'), read_json(file)
     lost = [k for k in ('images', 'annotations', 'categories') if not isinstance(d, dict) or not isinstance(d.get(k), list)]
@@ -238,7 +238,7 @@ def read_label_parts(
     none:str='_none',    # Name that stands for "no label"
     name:str='path',     # What the user calls `path`, for messages
 ) -> tuple:              # Part -> list of `Sample`s, with the one part '' where none are named, and the report
-    "Images with labels from whatever holds them, part by part"
+    "Images with labels from whatever holds them, part by part; `InputError` where they are of no known kind, or nothing can be used"
     if not str(path): raise InputError(f'"{name}" is empty: name a folder of label folders, a table or a COCO file')
     path = Path(path).expanduser()
     report = report if report is not None else Report(f'labels in {path}')
@@ -260,7 +260,7 @@ def read_label_samples(
     none:str='_none',    # Name that stands for "no label"
     name:str='path',     # What the user calls `path`, for messages
 ) -> tuple:              # List of `Sample`s, and the report
-    "Images with labels from whatever holds them"
+    "Images with labels from whatever holds them; `InputError` where `part` does not name one of several parts"
     parts, report = read_label_parts(path, report, none, name)
     path = Path(path).expanduser()
     if set(parts) == {''}: return parts[''], report
@@ -383,12 +383,16 @@ class LabelPart:
     samples:list    # Its usable samples
     sizes:Counter   # (width, height), px -> how many
     @property
-    def labels(self): return Counter(n for s in self.samples for n in s.labels)
+    def labels(self):
+        "Name of each label -> number of images that carry it"
+        return Counter(n for s in self.samples for n in s.labels)
 
 class LabelDataReport(DataReport):
     "What is in a set of labelled images: a row a part, a row a label, warnings, and everything that could not be used"
     @property
-    def names(self): return label_vocabulary([s for p in self.parts for s in p.samples])
+    def names(self):
+        "All labels of all parts, in alphabetical order, strings"
+        return label_vocabulary([s for p in self.parts for s in p.samples])
     def tables(self):
         "A row a part, and a row a label"
         parts = [[p.name, f'{len(p.samples):,}', f'{len({s.labels for s in p.samples}):,}', f'{sum(len(s.labels) for s in p.samples)/max(1, len(p.samples)):.2f}',
@@ -442,7 +446,7 @@ def check_label_data(
     path,              # Folder of label folders, or of train/ and val/; table; COCO file
     none:str='_none',  # Name that stands for "no label"
 ) -> LabelDataReport:  # Print its `summary()`, or look at `show()`
-    "Look through a set of labelled images and report what is in it and what is wrong"
+    "Look through a set of labelled images and report what is in it and what is wrong; `InputError` where no image can be decoded"
     path = Path(path).expanduser()
     report, seen = LabelDataReport(f'Check of {path}'), {}
     parts, _ = read_label_parts(path, report, none)

@@ -32,12 +32,16 @@ class SeededDataset:
         self.seed = check_range('seed', seed, low=0, kind=int)
         self.epoch = 0
     @property
-    def epoch(self): return self._epoch
+    def epoch(self):
+        "Number of the epoch, which decides what is random in it, from 0"
+        return self._epoch
     @epoch.setter
     def epoch(self, epoch):
         self._epoch = epoch
         if hasattr(self.samples, 'set_epoch'): self.samples.set_epoch(epoch)   # another draw of a set that is too large for one epoch
-    def new_empty(self): return type(self)([], self.make_item, self.seed, self.n_inp)   # what `Learner.export` keeps of a data set
+    def new_empty(self):
+        "The same without samples, which `Learner.export` keeps"
+        return type(self)([], self.make_item, self.seed, self.n_inp)
     def __len__(self): return len(self.samples)
     def __repr__(self): return f'SeededDataset({len(self)} samples, seed {self.seed}, epoch {self.epoch})'
     def __getitem__(self, i):
@@ -97,52 +101,46 @@ class SeededDL(TfmdDL):
         self.span = None    # first and last batch of the stretch that is gone through, None: the whole epoch
 
     @property
-    def epoch(self): return getattr(self.dataset, 'epoch', 0)
+    def epoch(self):
+        "Number of the epoch whose batches come next, from 0"
+        return getattr(self.dataset, 'epoch', 0)
     def set_epoch(self, epoch):
         "The epoch whose batches come next"
         self.dataset.epoch = check_range('epoch', epoch, low=0, kind=int)
     def shuffle_fn(self, idxs):
+        "Positions of the samples in an order that seed and epoch alone decide"
         rng = np.random.default_rng((getattr(self.dataset, 'seed', 0), self.epoch, 2**32 - 1))
         return [idxs[i] for i in rng.permutation(len(idxs))]
     def get_idxs(self):
+        "Positions of the samples this process goes through, batch after batch, a list of whole numbers"
         idxs = super().get_idxs()
         if self.share[1] > 1: idxs = part_of_batches(idxs, self.bs, *self.share, self.drop_last)
         return idxs if self.span is None else idxs[self.span[0]*self.bs:self.span[1]*self.bs]
     def __len__(self):
         step = self.bs*self.share[1]
         return self.n//step + (not self.drop_last and self.n % step > 0)
-    def batches(self, first, last):
-        "Batches `first` to `last` (not included) of this epoch"
-        self.span = first,last
-        try: yield from self
-        finally: self.span = None
     def after_iter(self):
+        "At the end of a shuffled pass: the next one is another epoch"
         super().after_iter()
         if self.shuffle and hasattr(self.dataset, 'epoch'): self.set_epoch(self.epoch + 1)
 
     def wif(self):
+        "What each worker process does first"
         import cv2
         cv2.setNumThreads(0) # one process a core is enough, and OpenCV's threads do not survive a fork
     def do_item(self, s):
+        "One item; a worker hands an `InputError` on instead of raising it"
         try: return super().do_item(s)
         except InputError as e:
             if get_worker_info() is None: raise
             return _Failure(e)
-    def do_batch(self, b): return next((o for o in b if isinstance(o, _Failure)), None) or super().do_batch(b)
+    def do_batch(self, b):
+        "A batch of the items, or the failure of the first of them that could not be made"
+        return next((o for o in b if isinstance(o, _Failure)), None) or super().do_batch(b)
     def __iter__(self):
         for b in super().__iter__():
             if isinstance(b, _Failure): raise b.error
             yield b
-
-    def show_batch(self, b=None, max_n=9, **kwargs):
-        "Draw a batch as the system's `make_item.show(batch, max_n, **kwargs)` does it"
-        show = getattr(getattr(self.dataset, 'make_item', None), 'show', None)
-        if show is None: raise InputError('`show_batch` needs to know what an item looks like: the `make_item` of this data set has no `show(batch, max_n)`')
-        return show(self.one_batch() if b is None else b, max_n, **kwargs)
-
-    def batch_files(self, i):
-        "Paths of the images in batch `i` of this epoch, or of the stretch of it that is gone through"
-        return [self.dataset.samples[j].path for j in self.get_idxs()[i*self.bs:(i+1)*self.bs]]
 
 # %% ../../nbs/datasets/04_loaders.ipynb #1efc2347
 @patch
@@ -153,6 +151,37 @@ def _repr_png_(self:SeededDL):
     "The first samples as a batch; none is taken from the loader for it"
     if not hasattr(getattr(self.dataset, 'make_item', None), 'show') or not len(self.dataset): return None
     return shown_png(lambda: self.show_batch(self.create_batch([self.dataset[i] for i in range(min(4, self.bs, len(self.dataset)))]), 4))
+
+# %% ../../nbs/datasets/04_loaders.ipynb #8ea62fc9
+@patch
+def batches(self:SeededDL,
+    first:int, # Number of the first batch, from 0
+    last:int,  # Number of the batch before which it ends
+):             # Iterator of batches
+    "Batches `first` to `last` (not included) of this epoch"
+    self.span = first,last
+    try: yield from self
+    finally: self.span = None
+
+# %% ../../nbs/datasets/04_loaders.ipynb #baff7d74
+@patch
+def batch_files(self:SeededDL,
+    i:int,  # Number of the batch, from 0
+) -> list:  # Paths
+    "Paths of the images in batch `i` of this epoch, or of the stretch of it that is gone through"
+    return [self.dataset.samples[j].path for j in self.get_idxs()[i*self.bs:(i+1)*self.bs]]
+
+# %% ../../nbs/datasets/04_loaders.ipynb #bfa47b7e
+@patch
+def show_batch(self:SeededDL,
+    b=None,      # A batch as the loader gives it; None: the first
+    max_n:int=9, # Samples to show
+    **kwargs,    # Passed on to the system's `show`
+):               # What that gives
+    "Draw a batch as the system's `make_item.show(batch, max_n, **kwargs)` does it; `InputError` where it has none"
+    show = getattr(getattr(self.dataset, 'make_item', None), 'show', None)
+    if show is None: raise InputError('`show_batch` needs to know what an item looks like: the `make_item` of this data set has no `show(batch, max_n)`')
+    return show(self.one_batch() if b is None else b, max_n, **kwargs)
 
 # %% ../../nbs/datasets/04_loaders.ipynb #dcf024a5
 def seeded_dataloaders(
@@ -166,7 +195,7 @@ def seeded_dataloaders(
     collate=None,           # Function from a list of items to a batch; None: stack, in validation `pad_collate`
     shuffle:bool=True,      # Another order of the training samples each epoch?
 ) -> DataLoaders:           # `.train`, `.valid`
-    "A training and a validation loader whose batches can be had again"
+    "A training and a validation loader whose batches can be had again; `InputError` where nothing is there to train on"
     batch_size,val_batch_size = (check_range(n, v, low=1, kind=int) for n,v in (('batch_size', batch_size), ('val_batch_size', val_batch_size)))
     if not len(train_ds): raise InputError('"train_ds" has no sample. Are the paths and the reader right? Its report says what was left out.')
     device = check_device(device)

@@ -103,9 +103,12 @@ class MaskDataReport(DataReport):
     classes, ignore_index, names, guessed = 1, None, (), False
 
     def name(self, value):
+        "A value of the masks with the name of its class, where it has one"
         names = self.names if self.classes > 1 else ('the rest', *self.names)
         return f'{value} {names[value]}' if value < len(names) else f'{value} the rest' if self.classes == 1 and value == 0 else f'{value} the class' if self.classes == 1 else str(value)
-    def values(self): return sorted({*range(max(2, self.classes)), *(v for p in self.parts for v in p.pixels)})
+    def values(self):
+        "Every class and every other value that occurs, whole numbers, sorted"
+        return sorted({*range(max(2, self.classes)), *(v for p in self.parts for v in p.pixels)})
 
     def tables(self):
         "A row a part, and a row a class"
@@ -190,7 +193,7 @@ def check_mask_data(
     table=None,        # dict or file with the class of each colour, for painted masks
     names=(),          # A name a class; empty: those of classes.txt beside the data, where it is
 ) -> MaskDataReport:   # Print its `summary()`, or look at `show()`
-    "Look through a segmentation data set and report what is in it and what is wrong"
+    "Look through a segmentation data set and report what is in it and what is wrong; `InputError` where no pair of it can be read"
     path = Path(path).expanduser()
     if classes is not None: check_range('classes', classes, 1, 255, kind=int)
     table = read_color_table(table) if isinstance(table, (str, Path)) and str(table) else table or None

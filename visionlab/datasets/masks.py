@@ -39,7 +39,7 @@ from .transforms import warp_matrix
 def read_color_table(
     path,      # Text, CSV or JSON file
 ) -> dict:     # (r,g,b), 0 to 255 -> class number
-    "Read which colour stands for which class"
+    "Read which colour stands for which class; `InputError` for a line that is no colour, a colour with two classes, or no colour at all"
     path,table = check_file(path, 'color_table'), {}
     if path.suffix.lower() == '.json':
         found = read_json(path)   # {"128,64,128": 1}, {"#804080": 1} or {"Road": [128,64,128]}
@@ -126,7 +126,7 @@ def read_mask(
     table=None,        # Class of each colour: a dict (r,g,b) -> class, or a file for `read_color_table`; None: pixels are numbers
     ignore_index=None, # Value that does not count, 0 to 255, None for none
 ) -> np.ndarray:       # Class numbers uint8 (H,W), upright, each below `classes` (0 or 1 for one class) or `ignore_index`
-    "The class of each pixel"
+    "The class of each pixel; `InputError` for a value that is no class"
     classes = check_range('classes', classes, 1, 255, kind=int)
     if table is not None and not isinstance(table, dict): table = read_color_table(table)
     limit,path = max(2, classes), Path(path)
@@ -252,7 +252,7 @@ def read_mask_samples(
     path,              # List file, folder with imgs/ and masks/, annotated folder, or folder of directories with Image/ and Mask/
     report=None,       # `Report` to continue, None starts one
 ) -> tuple:            # (list of `Sample` with `mask_path`, `Report`)
-    "Find the images of a data set and their masks"
+    "Find the images of a data set and their masks; `InputError` where no image with a mask can be used"
     path = Path(path).expanduser()
     report = Report(f'Reading {path}') if report is None else report
     start = len(report)
@@ -295,7 +295,7 @@ class Fit:
         array,             # Map of the square: array (size,size) or (size,size,C), or tensor (...,size,size); any type
         nearest:bool=None, # Take the nearest pixel? None: for whole numbers yes, for fractions no
     ):                     # The map in pixels of the image: (H,W), (H,W,C) or (...,H,W), the same type
-        "Cut the padding off and scale back"
+        "Cut the padding off and scale back; `InputError` for a map of another size than the square"
         import torch
         tensor = isinstance(array, torch.Tensor)
         array = array if tensor else np.asarray(array)
@@ -368,8 +368,12 @@ class MaskWarp(A.DualTransform):
         m[:2,2] -= [c if n > self.size else (n-self.size)//2 for c,n in zip(crop_corner(canvas, self.size, None, draw), canvas)]
         return dict(matrix=m)
 
-    def apply(self, img, matrix, **params): return warp_image(img, matrix, (self.size,)*2, np.resize(self.fill, img.shape[-1]))
-    def apply_to_mask(self, mask, matrix, **params): return warp_image(mask, matrix, (self.size,)*2, (self.empty,)*4, linear=False).reshape(self.size, self.size, *mask.shape[2:])
+    def apply(self, img, matrix, **params):
+        "The view of the image, uint8 (size,size,C)"
+        return warp_image(img, matrix, (self.size,)*2, np.resize(self.fill, img.shape[-1]))
+    def apply_to_mask(self, mask, matrix, **params):
+        "The same view of the mask, by the nearest pixel, (size,size) or (size,size,C)"
+        return warp_image(mask, matrix, (self.size,)*2, (self.empty,)*4, linear=False).reshape(self.size, self.size, *mask.shape[2:])
 
 # %% ../../nbs/datasets/06_masks.ipynb #2bf86062
 def _range_of(name, value, low):

@@ -52,7 +52,7 @@ def parse_icdar_line(
     line:str,        # One line: x1,y1,...,x4,y4[,x5,y5,...],transcript
     points:int=None, # Number of points of every polygon, None finds out
 ):                   # The polygon, float (N,2) in px, and the transcript
-    "Split a label line into polygon and transcript"
+    "Split a label line into polygon and transcript; `InputError` for too few numbers, or one that is no place in an image"
     line = line.strip('\ufeff\r\n')
     fields = line.split(',')
     n = next((i for i, f in enumerate(fields) if not _NUMBER.fullmatch(f)), len(fields))
@@ -182,7 +182,7 @@ def read_icdar(
     points:int=None,           # Points of every polygon, None finds out line by line
     ignore_texts=IGNORE_TEXTS, # Transcripts that mean "do not care"
 ):                             # (list of `Sample` in natural order, `Report`)
-    "Read a folder of text images in the ICDAR format"
+    "Read a folder of text images in the ICDAR format; `InputError` where it holds no image"
     root = check_folder(root)
     report = Report(f'Reading {root}') if report is None else report
     start = len(report)
@@ -222,7 +222,7 @@ def read_label_list(
     points:int=None,           # Points of every polygon, None finds out
     ignore_texts=IGNORE_TEXTS, # Transcripts that mean "do not care"
 ):                             # (list of `Sample` in the order of the list, `Report`)
-    "Read the images and label files that a list names"
+    "Read the images and label files that a list names; `InputError` where the list is empty"
     file = check_file(file)
     report = Report(f'Reading {file}') if report is None else report
     start = len(report)
@@ -250,7 +250,7 @@ def read_text_samples(
     points:int=None,           # Points of every polygon, None finds out
     ignore_texts=IGNORE_TEXTS, # Transcripts that mean "do not care"
 ):                             # (list of `Sample`, `Report`)
-    "Read text samples from a folder or a list file"
+    "Read text samples from a folder or a list file; `InputError` for a single image"
     path = Path(path).expanduser()
     if path.is_dir(): return read_icdar(path, report, points, ignore_texts)
     path = check_file(path, 'data set, a folder or a list file')
@@ -264,7 +264,7 @@ def split_samples(
     ratio:float,  # Share for the second part, in [0, 1)
     seed:int=0,   # Chooses which ones
 ):                # (first part, second part), both lists
-    "Split samples in two by chance, the same way for the same seed"
+    "Split samples in two by chance, the same way for the same seed; `InputError` where nothing would be left for the first part"
     check_range('ratio', ratio, 0, 1)
     if ratio == 1: raise InputError('"ratio" 1 leaves nothing to train on, give less')
     n = len(samples)

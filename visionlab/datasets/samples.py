@@ -40,7 +40,9 @@ class Sample:
                 raise InputError(f'"{name}" needs one entry a {thing}: {want} {"boxes" if thing == "box" else "polygons"}, {got} {name} ({self.path})')
 
     @property
-    def image(self): return read_image(self.path)
+    def image(self):
+        "The image read from its file, uint8 (H,W,3), RGB"
+        return read_image(self.path)
 
     def __repr__(self):
         parts = [f'{len(self.polygons)} polygons ({int(self.ignore.sum())} ignored)'] if self.polygons else []
@@ -133,7 +135,9 @@ class Report:
         for e in self.entries: out[e.kind] = out.get(e.kind, 0) + e.n
         return out
 
-    def of(self, kind): return [e for e in self.entries if e.kind == kind]
+    def of(self, kind):
+        "The entries of one kind, in the order they came"
+        return [e for e in self.entries if e.kind == kind]
     def __len__(self): return len(self.entries)
     def __bool__(self): return True
 

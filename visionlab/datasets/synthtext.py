@@ -201,7 +201,7 @@ def read_synthtext(
     folder,      # Folder with gt.mat, or that file
     report=None, # `Report` to continue, None starts one
 ) -> tuple:      # `SynthTextSamples`, `Report`
-    "SynthText's images and words; the labels are read once and kept beside gt.mat"
+    "SynthText's images and words; the labels are read once and kept beside gt.mat; `InputError` where gt.mat is missing or empty"
     mat = Path(folder).expanduser()
     if mat.suffix.lower() != '.mat': mat = check_folder(folder, 'SynthText')/'gt.mat'
     if not mat.is_file(): raise InputError(f'no gt.mat in "{mat.parent}": the folder of SynthText holds gt.mat and the folders 1, 2, 3 ... with images')
@@ -277,7 +277,7 @@ def read_lpcv(
     part:str='train', # 'train' or 'test'
     report=None,      # `Report` to continue, None starts one
 ) -> tuple:           # (list of `Sample` in natural order, `Report`)
-    "The sample set of the video challenge"
+    "The sample set of the video challenge; `InputError` where folders are missing, or no image can be used"
     root = check_folder(folder, 'sample set')
     images,labels = (root/f for f in LPCV_FOLDERS[check_choice('part', part, tuple(LPCV_FOLDERS))])
     gone = [p.name for p in (images, labels) if not p.is_dir()]

@@ -412,7 +412,7 @@ def make_toy_text(
     pages:int=0,       # Pages full of words in the training part, after its scenes
     clear=False,       # Words in capitals and no wires across them: kinder to a reader
 ) -> Path:             # The folder, holding train/img, train/gt, test/img, test/gt
-    "Write a toy set in the ICDAR 2015 layout, unless it is there already"
+    "Write a toy set in the ICDAR 2015 layout, unless it is there already; `InputError` where the folder holds other things"
     folder, n = Path(folder).expanduser(), {}
     for name, v in (('train', n_train), ('test', n_test)): n[name] = check_range(f'n_{name}', v, 1, kind=int)
     wanted = dict(toy='text', version=_TOY_VERSION, size=list(_toy_size(size)), **n, **(dict(pages=pages) if check_range('pages', pages, 0, kind=int) else {}), **(dict(clear=True) if clear else {}))

@@ -89,7 +89,7 @@ def make_toy_boxes(
     size=(160, 160),   # Width and height, px
     classes:int=3,     # Kinds of things, 1 to 6
 ) -> Path:             # The folder, a VOC tree with the lists train and test
-    "Write a toy set, unless it is there already"
+    "Write a toy set, unless it is there already; `InputError` where the folder holds other things"
     folder, n = Path(folder).expanduser(), {k: check_range(f'n_{k}', v, 1, kind=int) for k,v in (('train', n_train), ('test', n_test))}
     toy_box_scene(0, size=size, classes=classes)   # refuses what cannot be drawn before anything is removed
     size = [int(v) for v in ((size, size) if np.ndim(size) == 0 else size)]

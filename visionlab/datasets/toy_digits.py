@@ -89,7 +89,7 @@ def make_toy_digits(
     size=(96, 96),     # Width and height, px
     digits:int=10,     # How many different digits occur, 2 to 10
 ) -> Path:             # The folder, with train/, test/, train.csv and test.csv
-    "Write a toy set, unless it is there already"
+    "Write a toy set, unless it is there already; `InputError` where the folder holds other things"
     folder,n = Path(folder).expanduser(), {k: check_range(f'n_{k}', v, 1, kind=int) for k,v in dict(train=n_train, test=n_test).items()}
     toy_digit_scene(0, size=size, digits=digits)   # refuses what cannot be drawn before anything is removed
     size = [int(v) for v in ((size, size) if np.ndim(size) == 0 else size)]

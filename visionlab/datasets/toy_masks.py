@@ -144,7 +144,7 @@ def make_toy_masks(
     size=(160, 160),   # Width and height, px
     classes:int=4,     # Number of classes with the ground, 2 to 7; 1: discs against everything else
 ) -> Path:             # The folder; `folder/'train'` and `folder/'test'` are what `read_mask_samples` takes
-    "Write a toy set, unless it is there already"
+    "Write a toy set, unless it is there already; `InputError` where the folder holds other things"
     folder,n = Path(folder).expanduser(), {}
     for name,v in (('train', n_train), ('test', n_test)): n[name] = check_range(f'n_{name}', v, 1, kind=int)
     toy_mask_scene(0, size=size, classes=classes)   # refuses what cannot be drawn before anything is removed

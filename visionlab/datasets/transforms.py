@@ -105,9 +105,14 @@ class TextCrop(A.DualTransform):
         m[:2,2] -= crop_corner(canvas, self.size, word, draw)
         return dict(matrix=m)
 
-    def apply(self, img, matrix, **params): return warp_image(img, matrix, (self.size,)*2, self.fill[:img.shape[-1]])
-    def apply_to_mask(self, mask, matrix, **params): return warp_image(mask, matrix, (self.size,)*2, linear=False).reshape(self.size, self.size, *mask.shape[2:])
+    def apply(self, img, matrix, **params):
+        "The view of the image, uint8 (size,size,C)"
+        return warp_image(img, matrix, (self.size,)*2, self.fill[:img.shape[-1]])
+    def apply_to_mask(self, mask, matrix, **params):
+        "The same view of a mask, by the nearest pixel, (size,size) or (size,size,C)"
+        return warp_image(mask, matrix, (self.size,)*2, linear=False).reshape(self.size, self.size, *mask.shape[2:])
     def apply_to_keypoints(self, keypoints, matrix, **params):
+        "Corners of the words in px of the view, float (n,2) and what follows them in each row"
         keypoints[:,:2] = keypoints[:,:2] @ matrix[:2,:2].T + matrix[:2,2]
         return keypoints
 
@@ -183,7 +188,7 @@ def normalise(
     mean:tuple=IMAGENET_MEAN, # Mean of each channel, 0-1
     std:tuple=IMAGENET_STD,   # Standard deviation of each channel, 0-1
 ) -> torch.Tensor:            # float32 (C,H,W)
-    "An image as the network wants it"
+    "An image as the network wants it; `InputError` where it has other channels than `mean`"
     c = check_shape('image', image, 'H,W,C')['C']
     mean,std = (np.atleast_1d(np.asarray(v, np.float32)) for v in (mean, std))
     if c == 1: mean,std = mean.mean(keepdims=True), std.mean(keepdims=True)
@@ -244,7 +249,7 @@ class TextTransform:
         rng_seed:int=0,    # Decides all that is random
         texts=None,        # Transcripts of the words, or None
     ) -> tuple:            # Image uint8 (h,w,C), polygons in its px, ignore bool (n,); with `texts`, transcripts, '' for words that are cut
-        "A view of the image with the polygons that are in it"
+        "A view of the image with the polygons that are in it; `InputError` where flags or texts are not one a polygon"
         check_shape('image', image, 'H,W,C')
         polygons = [np.asarray(p, float) for p in polygons]
         ignore = np.zeros(len(polygons), bool) if ignore is None else np.asarray(ignore, bool)

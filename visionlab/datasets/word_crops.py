@@ -26,7 +26,7 @@ from .samples import error_reason
 def parse_word_line(
     line:str,  # One line of gt.txt
 ) -> tuple:    # Name of the image, its text
-    "Split a line into file name and transcript"
+    "Split a line into file name and transcript; `InputError` for any other line"
     m = re.fullmatch(r'\s*(.+?\.\w{3,4})\s*[,\t ]\s*(.*?)\s*', line.strip('\ufeff\r\n'))
     if not m: raise InputError(f'`name.png, "text"` is needed, got {line[:60]!r}')
     name,text = m.groups()
@@ -49,7 +49,7 @@ def read_word_crops(
     report=None,               # `Report` to continue, None starts one
     ignore_texts=IGNORE_TEXTS, # Transcripts that mean "do not care"
 ) -> tuple:                    # (list of `Sample` in the order of the list, `Report`)
-    "Read a set of word images"
+    "Read a set of word images; `InputError` where gt.txt is missing, or no line can be used"
     root = check_folder(folder, 'word images')
     if not (root/'gt.txt').is_file(): raise InputError(f'no gt.txt in "{root}": a folder of word images holds gt.txt with lines like `word_1.png, "text"`')
     report = Report(f'Reading {root}') if report is None else report
@@ -75,7 +75,7 @@ def lay_out(
     size:int,        # Side of the square sheet, px
     gap:int=6,       # Space between words and at the border, px
 ) -> tuple:          # Left and top of each word, and its width and height, int (n,2), px
-    "Places for words in rows on a sheet"
+    "Places for words in rows on a sheet; `InputError` where they do not fit however small"
     sizes,scale = np.asarray(sizes, float).reshape(-1,2), 1.
     while True:
         s = np.maximum(np.rint(sizes*np.minimum(scale, (size - 2*gap)/np.maximum(sizes[:,:1], 1))), 2)
@@ -94,13 +94,21 @@ class WordSheet:
     "Word images that share a sheet; to the rest of the book, a sample with several words"
     words:list       # `Sample`s of one word each
     @property
-    def path(self): return self.words[0].path
+    def path(self):
+        "File of the first word, by which the sheet is called in messages"
+        return self.words[0].path
     @property
-    def texts(self): return [w.texts[0] for w in self.words]
+    def texts(self):
+        "Transcripts of the words, a list of n strings"
+        return [w.texts[0] for w in self.words]
     @property
-    def ignore(self): return np.array([w.ignore[0] for w in self.words], bool)
+    def ignore(self):
+        "Which of the words do not count, bool (n,)"
+        return np.array([w.ignore[0] for w in self.words], bool)
     @property
-    def polygons(self): return [w.polygons[0] for w in self.words]
+    def polygons(self):
+        "Outlines of the words in px of their own images, a list of n float (4,2)"
+        return [w.polygons[0] for w in self.words]
 
 def draw_sheet(
     sheet:WordSheet,          # Its words
