@@ -244,3 +244,34 @@ def test_commands(exported, tmp_path):
         words = [tmp_path/w if w.endswith(('.pth', '.onnx')) else w for w in line.split()]
         code, _, err = run(*words)
         assert code == 2 and said in err and len(err.strip().splitlines()) == 1, (line, err)
+
+
+def test_numbers_that_are_not_finite_are_no_parity():
+    from visionlab.deploy.onnx import _exported
+    from visionlab.deploy.prune import prune_model
+    sick = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), torch.nn.Conv2d(8, 4, 1))
+    with torch.no_grad(): sick[1].bias[2] = float('nan')
+    with pytest.raises(InputError, match='not finite'): _exported(ExportPart(sick, (2, 3, 17, 19), fixed=(2, 3, 17, 19)), None, 18, 1e-4)
+    with pytest.raises(InputError, match='cannot be pruned'): prune_model(sick, torch.randn(2, 3, 9, 9))
+
+
+def test_one_size_fits_no_spotter(tmp_path):
+    "A spotter keeps the shape of its images: a file for one size would answer none"
+    from visionlab.deploy.onnx import _exported
+    with pytest.raises(InputError, match='leave dynamic_size=False'): _exported(ExportPart(torch.nn.Conv2d(3, 4, 1), (2, 3, 17, 19)), False, 18, 1e-4)
+
+
+@pytest.mark.parametrize('device', ['banana', 'mps', 'cuda:x'])
+def test_devices_that_onnxruntime_has_not(device):
+    with pytest.raises(InputError, match='"device"'): OnnxNet(b'', device=device)
+
+
+def test_a_checkpoint_is_not_pruned_onto_itself(tmp_path, monkeypatch):
+    "By whatever name it is called"
+    from visionlab.deploy.prune import pruned_path
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path/'x.pth').touch()
+    (tmp_path/'other.pth').symlink_to(tmp_path/'x.pth')
+    for name in ('~/x.pth', tmp_path/'x.pth', tmp_path/'other.pth', tmp_path/'a/../x.pth'):
+        with pytest.raises(InputError, match='is the checkpoint'): pruned_path(tmp_path/'x.pth', name)
+    assert pruned_path('~/x.pth') == tmp_path/'x.pruned.pth' and pruned_path({}, '~/y.pth') == tmp_path/'y.pth'

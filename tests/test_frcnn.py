@@ -1,4 +1,5 @@
 """Faster R-CNN as a whole: every backbone, odd batches with finite losses, torchvision's weights with torchvision's answers, exact resume, every setting, the commands."""
+import copy
 import json
 from dataclasses import fields
 
@@ -546,3 +547,15 @@ def test_a_training_step_waits_no_more_for_many_images_than_for_one():
         finally: torch.cuda.set_sync_debug_mode('default')
         return sum('synchroniz' in str(w.message) for w in seen)
     assert waits(8) == waits(1) <= 4
+
+
+def test_what_is_frozen_does_not_thaw():
+    "Neither by `train()` nor by whoever sets `requires_grad` of everything, as fastai's `unfreeze` does"
+    from visionlab.frcnn.model import FrozenBatchNorm2d, frozen_norms
+    net = frozen_norms(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4, affine=False))).train()
+    assert [type(m) for m in net[1::2]] == [FrozenBatchNorm2d]*2 and not any(m.training for m in net[1::2])
+    before = copy.deepcopy(net.state_dict())
+    for p in net.parameters(): p.requires_grad_()
+    net(torch.randn(2, 3, 9, 9)).sum().backward()
+    assert net[0].weight.grad is not None and net[1].weight.grad is None and net[1].bias.grad is None
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())

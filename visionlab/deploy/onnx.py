@@ -59,7 +59,7 @@ class ExportPart:
     input_name:str = 'images'     # What the input is called in the file
     outputs:tuple = ('maps',)     # What the outputs are called
     dynamic:tuple = (0, 2, 3)     # Axes of the input that may have any size
-    fixed:tuple|None = None       # Shape for a network that takes one size only; None: as `example`
+    fixed:tuple|None = None       # Shape for who wants one size only; None: its sizes must stay free
     more:tuple = ()               # Further inputs: (name, function of the first input that makes an example); their first axis is the batch
     about:dict = field(default_factory=dict) # Facts that `join` needs, plain values
 
@@ -114,16 +114,18 @@ class OnnxNet(nn.Module):
     def __init__(self,
         model,             # Path of a file, or its bytes
         threads:int=None,  # Threads on the CPU; None: as many as torch uses
-        device:str='cpu',  # 'cpu', or 'cuda' where onnxruntime has it
+        device:str='cpu',  # 'cpu', or 'cuda' and 'cuda:N' where onnxruntime has it
     ):
         super().__init__()
         ort = deploy_package('onnxruntime', 'running an ONNX file')
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads or torch.get_num_threads(), 4
-        wanted = ['CUDAExecutionProvider']*(device.startswith('cuda')) + ['CPUExecutionProvider']
+        kind, _, index = device.partition(':')
+        if kind not in ('cpu', 'cuda') or (index and not index.isdigit()): raise InputError(f"\"device\": onnxruntime runs on cpu, cuda or cuda:N here, got '{device}'")
+        wanted = ['CUDAExecutionProvider']*(kind == 'cuda') + ['CPUExecutionProvider']
         missing = [p for p in wanted if p not in ort.get_available_providers()]
         if missing: raise InputError(f'"device": this onnxruntime has no {missing[0]}, only {", ".join(ort.get_available_providers())}. Choose device cpu, or install onnxruntime-gpu')
-        try: self.session = ort.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=wanted)
+        try: self.session = ort.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=[(p, dict(device_id=int(index or 0))) if p[:4] == 'CUDA' else p for p in wanted])
         except Exception as e: raise SavedFileError(f"{_called(model)} is no ONNX model that onnxruntime can run: {_first_line(e)}") from None
         self.wants, *self.more = self.session.get_inputs()
 
@@ -160,6 +162,8 @@ def parity(
         got = exported(*part.inputs(x))
         for w, o in zip(_tensors(want), _tensors(got), strict=True):
             if w.shape != o.shape: raise InputError(f'for an input of {tuple(x.shape)} torch gives {tuple(w.shape)}, the ONNX model {tuple(o.shape)}')
+            if not w.isfinite().all(): raise InputError(f'the network gives numbers that are not finite for an input of {tuple(x.shape)}: its weights are damaged, or its training went wrong')
+            if not o.isfinite().all(): raise InputError(f'for an input of {tuple(x.shape)} the ONNX model gives numbers that are not finite')
             worst, largest = max(worst, (w - o).abs().max().item()), max(largest, w.abs().max().item())
     return worst, largest
 
@@ -179,8 +183,9 @@ def _exported(part, dynamic_size, opset, tolerance):
         try: return *_proven(part, part.example, part.dynamic, opset, tolerance), True
         except Exception as e:
             if isinstance(e, InputError) and 'pip install' in str(e): raise
-            if dynamic_size: raise InputError(f'the network cannot be exported for images of any size ({_first_line(e)}): give dynamic_size=False (--sizes fixed)') from None
-    try: return *_proven(part, part.fixed or part.example, (0,), opset, tolerance), False
+            if dynamic_size or not part.fixed: raise InputError(f'the network cannot be exported for images of any size ({_first_line(e)})' + ': give dynamic_size=False (--sizes fixed)'*bool(part.fixed)) from None
+    if not part.fixed: raise InputError('this network is asked about images of any shape, and one size would fit none of them: leave dynamic_size=False (--sizes fixed) out')
+    try: return *_proven(part, part.fixed, (0,), opset, tolerance), False
     except InputError: raise
     except Exception as e: raise InputError(f'torch cannot turn this network into ONNX: {_first_line(e)}') from e
 
@@ -228,12 +233,12 @@ def export_onnx(
     checkpoint = source.checkpoint if isinstance(source, Predictor) else load_checkpoint(source)
     if not checkpoint.get('system'): raise InputError('the predictor was not made of a checkpoint, and nothing is known about its network: give the path of a checkpoint')
     if not path and isinstance(source, (dict, Predictor)): raise InputError('"path" is needed: a checkpoint that is in memory has no name of its own')
-    path = Path(path) if path else Path(source).with_suffix('.onnx')
+    path = (Path(path) if path else Path(source).with_suffix('.onnx')).expanduser()
     if path.suffix.lower() != '.onnx': raise InputError(f"\"path\" ends in .onnx, got '{path}'")
     about, result = {k: checkpoint[k] for k in _kept}, OnnxExport()
     parts = export_parts(checkpoint)
-    for part in parts:
-        proto, worst, largest, dynamic = _exported(part, dynamic_size, opset, tolerance)
+    models = [_exported(part, dynamic_size, opset, tolerance) for part in parts]     # all of them before the first is written: parts of two exports do not fit together
+    for part, (proto, worst, largest, dynamic) in zip(parts, models):
         _describe(proto, dict(format=ONNX_FORMAT, format_version=str(FORMAT_VERSION), version=__version__, part=part.name, parts=[p.name for p in parts], about=part.about, **about, parity=dict(largest_difference=worst, largest_output=largest)))
         file = part_path(path, part.name)
         with atomic_path(file) as temp: Path(temp).write_bytes(proto.SerializeToString())

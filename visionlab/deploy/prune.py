@@ -219,9 +219,9 @@ def _difference(masked, compact, example, tolerance):
     inputs = example if isinstance(example, tuple) else (example,)
     try:
         with torch.no_grad(): a, b = (_tensors(net(*inputs)) for net in (masked, compact))
-        worst, largest = max((x - y).abs().max().item() for x, y in zip(a, b, strict=True)), max(x.abs().max().item() for x in a)
+        worst, largest = np.max([(x - y).abs().max().item() for x, y in zip(a, b, strict=True)]), np.max([x.abs().max().item() for x in a])     # of numpy, as NaN is to stay NaN
     except Exception as e: raise InputError(f'the network cannot be pruned as a whole, some of its layers depend on each other in a way that was not seen ({" ".join(str(e).split())[:160]}): name the part in "skip"') from e
-    if (share := worst/max(1, largest)) <= tolerance: return share
+    if (share := float(worst/max(1, largest))) <= tolerance: return share
     raise InputError(f'the network cannot be pruned as a whole: masked and compact outputs differ by {worst:.2g} where they reach {largest:.2g}. Name the part whose channels are mixed in "skip"')
 
 # %% ../../nbs/deploy/02_prune.ipynb #2310ad51
@@ -290,9 +290,10 @@ def pruned_path(
     "Where a pruned checkpoint goes"
     if isinstance(source, dict):
         if not str(output): raise InputError('"output" is needed: a checkpoint that is in memory has no name of its own')
-        return Path(output)
-    output = Path(output) if str(output) else Path(source).with_suffix(f'.pruned{Path(source).suffix}')
-    if output.absolute() == Path(source).absolute(): raise InputError(f"\"output\" is the checkpoint '{source}' itself: choose another name")
+        return Path(output).expanduser()
+    source = Path(source).expanduser()
+    output = Path(output).expanduser() if str(output) else source.with_suffix(f'.pruned{source.suffix}')
+    if output.resolve() == source.resolve(): raise InputError(f"\"output\" is the checkpoint '{source}' itself: choose another name")
     return output
 
 # %% ../../nbs/deploy/02_prune.ipynb #86ec9fea

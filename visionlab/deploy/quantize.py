@@ -188,16 +188,18 @@ def quantize_onnx(
 ) -> QuantizeReport:       # Sizes, times, errors, scores
     "Turn an ONNX file into one with 8-bit numbers, and measure what that costs"
     check_range('n_images', n_images, 1, kind=int)
-    about, path = onnx_metadata(path), Path(path)
+    path = Path(path).expanduser()
+    about = onnx_metadata(path)
     if about.get('int8'): raise InputError(f"'{path}' has 8-bit numbers already: give the float file that it was made of")
-    output = Path(output) if str(output) else path.with_suffix('.int8.onnx')
+    output = Path(output).expanduser() if str(output) else path.with_suffix('.int8.onnx')
     if output.suffix.lower() != '.onnx': raise InputError(f"\"output\" ends in .onnx, got '{output}'")
-    if output.absolute() == path.absolute(): raise InputError(f"\"output\" is the float file '{path}' itself: choose another name")
+    if output.resolve() == path.resolve(): raise InputError(f"\"output\" is the float file '{path}' itself: choose another name")
     reader, unseen = _calibration(path, images, n_images)
     with atomic_path(output) as temp:
         _convert(path, temp, reader, keep, reduce_range)
         _mark(temp, dict(images=len(reader), keep=list(keep)))
-    for name in filter(None, about['parts']): shutil.copyfile(part_path(path, name), part_path(output, name))    # parts that read other things than images stay as they are
+    for name in filter(None, about['parts']):      # parts that read other things than images stay as they are
+        with atomic_path(part_path(output, name)) as temp: shutil.copyfile(part_path(path, name), temp)
     report = QuantizeReport(output, path, len(reader), (path.stat().st_size, output.stat().st_size))
     nets, x = [OnnxNet(p) for p in (path, output)], reader[0]
     report.times = tuple(side_by_side([lambda n=n: n(x) for n in nets]))

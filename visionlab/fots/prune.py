@@ -23,11 +23,12 @@ from ..training.checkpoint import load_checkpoint
 from ..training.checkpoint import restore_model
 
 # %% ../../nbs/fots/10_prune.ipynb #411498c0
-def _with_reader(model, done, sparsity):
+def _with_reader(model, done, sparsity, skip, multiple):
     "Prune the reader, too"
     reader = model.reader
     words, widths = torch.randn(4, reader.convs[0][0].in_channels, reader.height, 40, generator=torch.Generator().manual_seed(0)), torch.tensor([40, 31, 22, 8])
-    small = prune_model(reader, (words, widths), sparsity)
+    own = tuple(s.removeprefix('reader.') for s in skip if s.startswith('reader.'))
+    small = prune_model(reader, (words, widths), sparsity, own, multiple)
     for net, part in ((done.model, small.model), (done.masked, small.masked)): net.reader = part
     return PrunedModel(done.model, done.masked, {**done.widths, **{f'reader.{k}': w for k, w in small.widths.items()}}, max(done.difference, small.difference), done.sparsity)
 
@@ -47,7 +48,7 @@ def prune_fots(
     if check_range('reader_sparsity', reader_sparsity, 0, below=1) and not config.read: raise InputError('"reader_sparsity": this network has no reader, leave it at 0')
     model = restore_model(lambda: fots_model(config), checkpoint).eval()
     done = prune_model(model, torch.randn(2, 3, 160, 192, generator=torch.Generator().manual_seed(0)), sparsity, skip, multiple)
-    if reader_sparsity: done = _with_reader(model, done, reader_sparsity)
+    if reader_sparsity and 'reader' not in skip: done = _with_reader(model, done, reader_sparsity, tuple(skip), multiple)
     save_pruned(output, checkpoint, done, skip)
     report = prune_report(model, done.model, shape, path=output, difference=done.difference)
     if data: report.scores = both_scores(checkpoint, load_checkpoint(output), data)

@@ -222,9 +222,11 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
     def forward(self,
         x:Tensor, # Maps, float (B,C,H,W)
     ) -> Tensor:  # The same shape
-        if not (x.requires_grad and torch.is_grad_enabled()) or x.dtype != self.weight.dtype: return super().forward(x)     # no backward pass, or mixed precision
-        factor = self.weight*(self.running_var + self.eps).rsqrt()
-        return torch.addcmul((self.bias - self.running_mean*factor)[:, None, None], x, factor[:, None, None])
+        weight,bias = (w if w is None else w.detach() for w in (self.weight, self.bias))      # whoever thaws all parameters of a network does not thaw these
+        constant = self.running_mean, self.running_var
+        if weight is None or x.dtype != weight.dtype or not (x.requires_grad and torch.is_grad_enabled()): return F.batch_norm(x, *constant, weight, bias, False, 0., self.eps)     # no backward pass, or mixed precision
+        factor = weight*(self.running_var + self.eps).rsqrt()
+        return torch.addcmul((bias - self.running_mean*factor)[:, None, None], x, factor[:, None, None])
     def train(self, mode=True): return super().train(False)
 
 def frozen_norms(
