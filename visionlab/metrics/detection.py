@@ -255,13 +255,22 @@ class CocoScore:
     images:int=0            # Images judged
 
     @property
-    def ap(self): return self.figures['ap']
+    def ap(self):
+        "Average precision, the mean over IoU limits of 0.5 to 0.95, 0 to 1"
+        return self.figures['ap']
     @property
-    def ap50(self): return self.figures['ap50']
+    def ap50(self):
+        "Average precision where a match has an IoU of 0.5 or more, 0 to 1"
+        return self.figures['ap50']
     @property
-    def ap75(self): return self.figures['ap75']
-    def headline(self): return f'AP {self.ap:.4f}, AP50 {self.ap50:.4f}, AP75 {self.ap75:.4f} (COCO) on {self.images:,} image{"s" if self.images != 1 else ""}'
+    def ap75(self):
+        "Average precision where a match has an IoU of 0.75 or more, 0 to 1"
+        return self.figures['ap75']
+    def headline(self):
+        "The three best-known figures in one line"
+        return f'AP {self.ap:.4f}, AP50 {self.ap50:.4f}, AP75 {self.ap75:.4f} (COCO) on {self.images:,} image{"s" if self.images != 1 else ""}'
     def rows(self):
+        "Titles and cells of the table with a class a row"
         text = lambda v: '-' if np.isnan(v) else f'{v:.4f}'
         return ['class', 'AP', 'AP50'], [[n, text(a), text(b)] for n,a,b in zip(self.names, self.class_ap, self.class_ap50)]
     def __repr__(self): return f'{self.headline()}\n{text_table(*self.rows())}'
@@ -282,7 +291,7 @@ def coco_stats(
     truth,        # COCO object with images, annotations and categories, or its JSON file
     detections,   # List of dicts with image_id, category_id, bbox (x, y, w, h) and score, or its JSON file
 ) -> CocoScore:   # The twelve figures
-    "COCO's evaluation of what COCO's files hold"
+    "COCO's evaluation of what COCO's files hold; `InputError` for what is not in that format, or answers on an image that is not in the truth"
     from faster_coco_eval import COCO, COCOeval_faster
     truth, detections, quiet = _coco_given('truth', truth, dict), _coco_given('detections', detections, list), lambda *a, **k: None
     if lost := [k for k in ('images', 'annotations', 'categories') if not isinstance(truth.get(k), list)]: raise InputError(f'"truth" is not in COCO\'s format: it has no list {lost[0]!r}')

@@ -32,7 +32,7 @@ def confidences(
 def cut_logits(
     thresholds=.5, # Confidence from which on a label is given, in (0, 1): a number, or one a label
 ):                 # The same as logits, float64
-    "Cuts as logits; 0.5 is exactly 0"
+    "Cuts as logits; 0.5 is exactly 0; `InputError` for one that is not in (0, 1)"
     t = np.asarray(thresholds, np.float64)
     if not ((t > 0) & (t < 1)).all(): raise InputError(f'"thresholds" are confidences in (0, 1), got {t.tolist()}')
     return np.log(t) - np.log1p(-t)
@@ -187,17 +187,31 @@ class MultilabelScore:
         if self.thresholds is None: raise InputError(f'"thresholds" needs one number, or one for each of the {c} labels')
 
     @property
-    def pred(self): return given_labels(self.logits, self.thresholds)
+    def pred(self):
+        "Labels given, bool (N,C)"
+        return given_labels(self.logits, self.thresholds)
     @property
-    def exact_match(self): return exact_match(self.pred, self.truth)
+    def exact_match(self):
+        "Share of images with every label right, 0 to 1"
+        return exact_match(self.pred, self.truth)
     @property
-    def hamming(self): return hamming_loss(self.pred, self.truth)
+    def hamming(self):
+        "Share of wrong answers over all images and labels, 0 to 1"
+        return hamming_loss(self.pred, self.truth)
     @property
-    def ap(self): return average_precision(self.logits, self.truth)
+    def ap(self):
+        "Average precision of each label, float64 (C,), NaN for labels that are true of no image"
+        return average_precision(self.logits, self.truth)
     @property
-    def mAP(self): return mean_average_precision(self.logits, self.truth)
-    def mean(self, figure, average='macro'): return mean_label_score(figure, self.pred, self.truth, average)
-    def per_label(self, figure): return label_scores(figure, *label_counts(self.pred, self.truth))
+    def mAP(self):
+        "Mean of the average precisions, without labels that are true of no image, 0 to 1"
+        return mean_average_precision(self.logits, self.truth)
+    def mean(self, figure, average='macro'):
+        "One of `LABEL_FIGURES` as one number, 0 to 1, averaged as `mean_label_score` does it"
+        return mean_label_score(figure, self.pred, self.truth, average)
+    def per_label(self, figure):
+        "One of `LABEL_FIGURES` for each label, float64 (C,), NaN where it is neither true nor given"
+        return label_scores(figure, *label_counts(self.pred, self.truth))
     def __len__(self): return len(self.truth)
 
 # %% ../../nbs/metrics/02_multilabel.ipynb #6d4e2f45

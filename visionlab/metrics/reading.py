@@ -57,7 +57,7 @@ def reading_score(
     texts,  # What was read, list of n
     truths, # What stands there, list of n
 ) -> ReadingScore:
-    "Score readings of given lines"
+    "Score readings of given lines; `InputError` where readings and truths are not as many"
     texts, truths = list(texts), list(truths)
     if len(texts) != len(truths): raise InputError(f'"texts" and "truths" need one entry a line, got {len(texts)} and {len(truths)}')
     far = np.array([text_distance(a, b) for a, b in zip(texts, truths)])

@@ -145,24 +145,38 @@ class SegmentationScore:
 
     def __post_init__(self): check_choice('protocol', self.protocol, SEGMENTATION_PROTOCOLS)
     @property
-    def counts(self): return self.tp, self.fp, self.fn, self.tn
+    def counts(self):
+        "Pixels found, wrongly given, missed and rightly left out (tp, fp, fn, tn), each int64 (N,C)"
+        return self.tp, self.fp, self.fn, self.tn
     @property
-    def iou(self): return mean_score('iou', *self.counts, self.protocol)
+    def iou(self):
+        "Intersection over union, averaged as `protocol` says, 0 to 1"
+        return mean_score('iou', *self.counts, self.protocol)
     @property
-    def dice(self): return mean_score('dice', *self.counts, self.protocol)
+    def dice(self):
+        "Dice coefficient, averaged as `protocol` says, 0 to 1"
+        return mean_score('dice', *self.counts, self.protocol)
     @property
-    def precision(self): return mean_score('precision', *self.counts, self.protocol)
+    def precision(self):
+        "Share of the pixels given to a class that belong to it, averaged as `protocol` says, 0 to 1"
+        return mean_score('precision', *self.counts, self.protocol)
     @property
-    def recall(self): return mean_score('recall', *self.counts, self.protocol)
+    def recall(self):
+        "Share of the pixels of a class that were found, averaged as `protocol` says, 0 to 1"
+        return mean_score('recall', *self.counts, self.protocol)
     @property
-    def accuracy(self): return mean_score('accuracy', *self.counts, self.protocol)
+    def accuracy(self):
+        "Share of pixels with the right answer, averaged as `protocol` says, 0 to 1"
+        return mean_score('accuracy', *self.counts, self.protocol)
     @property
     def pixel_accuracy(self):
         "Share of the pixels whose class is right, 0 to 1; of the answers, where classes overlap"
         if self.matrix is None: return mean_score('accuracy', *self.counts, 'micro')
         return float(np.trace(self.matrix)/self.matrix.sum()) if self.matrix.any() else float('nan')
     @property
-    def occurring(self): return (self.tp + self.fp + self.fn).sum(0) > 0
+    def occurring(self):
+        "Which classes are in the truth or were predicted, bool (C,)"
+        return (self.tp + self.fp + self.fn).sum(0) > 0
 
     def per_class(self, figure='iou'):
         "A figure of each class over all images, float (C,); NaN for a class that does not occur"
@@ -230,7 +244,7 @@ class ConfusionMatrix:
         pred,    # Predicted classes (N,H,W), for one class 0 and 1; one image (H,W) is taken too
         target,  # True classes, the same shape
     ):           # The matrix itself
-        "Count a batch"
+        "Count a batch; `InputError` for classes that overlap"
         if self.classes > 1 and np.ndim(target) > 3: raise InputError(f'"target" needs the shape (N,H,W), got {tuple(np.shape(target))}: classes that overlap have no confusion matrix')
         tables = _tables(pred, target, self.classes, self.ignore_index)
         self.matrix += tables.sum((0,1))
@@ -246,6 +260,7 @@ class ConfusionMatrix:
 
     @property
     def labels(self):
+        "What the rows and columns are called, a list of strings"
         if self.classes == 1: return ['the rest', self.names[0] if self.names else 'class']
         return list(self.names) or [str(i) for i in range(self.classes)]
 
@@ -299,7 +314,7 @@ def segmentation_score(
     protocol:str='macro',  # How single numbers are averaged, one of `SEGMENTATION_PROTOCOLS`
     names=(),              # A name a class; empty: numbers
 ) -> SegmentationScore:    # Print it, or look at `per_class`, `per_image`, `matrix`
-    "Score predicted masks against true ones"
+    "Score predicted masks against true ones; `InputError` where they are not as many"
     if len(pred) != len(target): raise InputError(f'"pred" and "target" need one mask for each image, got {len(pred)} and {len(target)}')
     if not isinstance(target, (list, tuple)) and np.ndim(target) == 4 and classes > 1:
         return SegmentationScore(*segmentation_counts(pred, target, classes, ignore_index), protocol=protocol, names=tuple(names))

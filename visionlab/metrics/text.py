@@ -86,7 +86,7 @@ def match_text(
     overlap:float=0.5,     # A prediction is ignored with more than this share of its area in one ignored truth
     keep=None,             # bool, one a prediction: which ones take part; None: all
 ) -> tuple:                # (pairs int (M,2) of truth and prediction; ignored predictions, bool); numbers run over all images
-    "Greedy matching in list order"
+    "Greedy matching in list order; `InputError` for limits below those the overlaps were measured with"
     o = overlaps
     check_range('iou', iou, low=0, below=1); check_range('overlap', overlap, low=0, below=1)
     if iou < o.least[0] or overlap < o.least[1]: raise InputError(f'These overlaps were measured for "iou" and "overlap" of at least {o.least}, got {(iou, overlap)}')
@@ -185,7 +185,9 @@ class MissTable(list):
         words,  # dict image name -> number of words that count
     ): super().__init__(misses); self.words = dict(words)
     @property
-    def counts(self): return {r: n for r in MISS_REASONS if (n := sum(m.reason == r for m in self))}
+    def counts(self):
+        "Reason -> how many words were missed for it, without zeros"
+        return {r: n for r in MISS_REASONS if (n := sum(m.reason == r for m in self))}
     def _rows(self):
         used = list(self.counts)
         each = {k: Counter() for k in self.words}
@@ -218,7 +220,7 @@ def explain_misses(
     iou:float=0.5,      # A match is above this intersection over union
     overlap:float=0.5,  # A prediction is ignored with more than this share of its area in one ignored truth
 ) -> MissTable:         # List of `Miss`, in the order of images and words
-    "Why each word that counts was not found"
+    "Why each word that counts was not found; `InputError` for names that are too few or not different"
     o = TextOverlaps(preds, truths, ignores)
     names = [str(n) for n in (range(o.n_images) if names is None else names)]
     if len(names) != o.n_images or len(set(names)) < len(names): raise InputError(f'"names" needs {o.n_images} different names, got {len(set(names))}')
@@ -277,7 +279,7 @@ def sweep_score(
     iou:float=0.5,      # A match is above this intersection over union
     overlap:float=0.5,  # A prediction is ignored with more than this share of its area in one ignored truth
 ) -> tuple:             # (best threshold, `SweepTable`); of equally good ones the middle one
-    "Evaluate every score threshold, to choose one on validation images"
+    "Evaluate every score threshold, to choose one on validation images; `InputError` for thresholds that are not finite numbers"
     cuts = np.sort(np.r_[np.arange(16)/20, np.arange(80, 100)/100] if thresholds is None else np.asarray(thresholds, float).reshape(-1))
     if not len(cuts) or not np.isfinite(cuts).all(): raise InputError(f'"thresholds" needs finite numbers, at least one, got {thresholds}')
     flat,o = _all_scores(scores, preds), TextOverlaps(preds, truths, ignores, iou, overlap)
@@ -297,7 +299,7 @@ def text_pixel_iou(
     true_mask,   # Where text is, same shape
     valid=None,  # Which pixels count, same shape; None: all
 ) -> float:      # 0 to 1; 1 when neither has text
-    "Intersection over union of two pixel masks"
+    "Intersection over union of two pixel masks; `InputError` where their shapes differ"
     masks = [m if hasattr(m, 'shape') else np.asarray(m) for m in (pred_mask, true_mask) + (() if valid is None else (valid,))]
     if any(tuple(m.shape) != tuple(masks[0].shape) for m in masks): raise InputError(f"The masks need one shape, got {', '.join(str(tuple(m.shape)) for m in masks)}")
     p,t = masks[0] != 0, masks[1] != 0
