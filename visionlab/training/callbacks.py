@@ -74,6 +74,7 @@ class RoundLoader:
             self.dl.set_epoch(self.first + epoch)
             yield from self.dl.batches(a, b)
     def batch_files(self, i):
+        "Paths of the images in batch `i` of the round"
         for _,a,b in self.pieces:
             if i < b - a: return self.dl.batch_files(i)
             i -= b - a
@@ -95,17 +96,20 @@ class ResumableLearner(Learner):
     evaluator = None                # object of the system that scores validation images, and draws them if it has `show`
     eval_step,plan = 0,None         # optimiser steps in a round, 0: an epoch; what `make_plan` gave for this fit
     @property
-    def unit(self): return 'evaluation' if self.eval_step else 'epoch'     # what a round is called
+    def unit(self):
+        "What a round is called: evaluation or epoch"
+        return 'evaluation' if self.eval_step else 'epoch'
     def make_plan(self,
         n_epoch,  # Epochs of the fit
         cbs=None, # Callbacks of this fit alone
     ):
-        "The `StepPlan` of a fit of so many epochs"
+        "The `StepPlan` of a fit of so many epochs; `InputError` where rounds need a loader that can stop within an epoch, and it cannot"
         cbs = {cb.name: cb for cb in [*self.cbs, *L(cbs)]}
         every = 0 if 'lr_finder' in cbs else self.eval_step     # `lr_find` is no run
         if every and not hasattr(self.dls.train, 'batches'): raise InputError('"eval_step" needs a training loader that can go on in the middle of an epoch, as `seeded_dataloaders` makes it')
         return StepPlan(len(self.dls.train), cbs['accumulate'].n if 'accumulate' in cbs else 1, n_epoch, every)
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
+        "Train until `n_epoch` epochs are done, from `start_epoch` on; callbacks close what they hold even where it fails"
         self.fitting,self.first_epoch = True,start_epoch
         self.plan = self.make_plan(n_epoch, cbs)
         try: super().fit(self.plan.rounds if self.plan.every != self.plan.steps else n_epoch, lr=lr, wd=wd, cbs=cbs, reset_opt=reset_opt)
@@ -132,14 +136,16 @@ class ResumableLearner(Learner):
         self._with_events(self.all_batches, 'train', CancelTrainException)
 
     def show_results(self, max_n=9, **kwargs):
-        "Draw results as the system's `learn.evaluator.show(learn, max_n, **kwargs)` does it"
+        "Draw results as the system's `learn.evaluator.show(learn, max_n, **kwargs)` does it; `InputError` where the evaluator cannot draw, or is missing"
         show = getattr(self.evaluator, 'show', None)
         if show is not None: return show(self, max_n, **kwargs)
         if not hasattr(getattr(self.dls.train, 'dataset', None), 'make_item'): return super().show_results(max_n=max_n, **kwargs)   # loaders of fastai can draw
         why = 'has no `show(learn, max_n)`' if self.evaluator is not None else 'is missing, as it is without validation images'
         raise InputError(f'`show_results` needs to know what a result looks like: the evaluator of this learner {why}')
 
-    def to_detach(self, b, cpu=True, gather=True): return super().to_detach(b, cpu, gather and self.training)     # of several processes each validates on all images
+    def to_detach(self, b, cpu=True, gather=True):
+        "The tensors without gradients; of several processes each validates on all images, so they are gathered in training alone"
+        return super().to_detach(b, cpu, gather and self.training)
 
     def _do_epoch_validate(self, ds_idx=1, dl=None):
         if dl is None and ds_idx >= len(self.dls.loaders): return   # nothing to validate on
@@ -191,7 +197,9 @@ class RunState(TrainingCallback):
         self.higher_is_better = 'loss' not in metric if higher_is_better is None else higher_is_better
         self.pending,self.clock = None,0
         self.reset()
-    def reset(self): self.history,self.seconds,self.best,self.wait,self.improved = [],[],None,0,False
+    def reset(self):
+        "Forget all epochs"
+        self.history,self.seconds,self.best,self.wait,self.improved = [],[],None,0,False
 
     def before_fit(self):
         if not getattr(self.learn, 'first_epoch', 0): self.reset()
@@ -215,6 +223,7 @@ class RunState(TrainingCallback):
         self.clock += done//plan.steps - self.epoch*plan.every//plan.steps if every else 1
 
     def judge(self, row):
+        "Take an epoch in: is it the best so far, and how many came since?"
         if row['epoch'] < self.cooldown: self.improved = False; return
         value = row.get(self.column)
         value = float(value) if value is not None and math.isfinite(value) else None
@@ -264,7 +273,7 @@ def load_run(
     learn,   # Learner with a `RunState`: gets weights and optimiser now, all else when `fit` starts
     ck:dict, # What `load_checkpoint` gave
 ) -> int:    # Epoch to begin with: `learn.fit(n, start_epoch=...)`
-    "First half of a resume: prepare a learner to go on where a checkpoint stopped"
+    "First half of a resume: prepare a learner to go on where a checkpoint stopped; `InputError` where its state is not complete, or its weights do not fit"
     lost = [k for k in ('optimizer', 'rng', 'loader', 'stopper', 'recorder') if ck[k] is None]
     if lost: raise InputError(f"the checkpoint cannot be resumed, it holds no state of {', '.join(lost)}. Use `finetune_checkpoint` to take its weights along into a new run.")
     take_widths(bare_model(learn.model), ck)
@@ -367,6 +376,7 @@ class NonFiniteStop(TrainingCallback):
         self.event.synchronize()
         if not self.flag: self.stop()
     def stop(self):
+        "End the run with `NonFiniteLossError`, which names the batch and its files"
         where = f"in {getattr(self.learn, 'unit', 'epoch')} {self.epoch+1}, batch {self.iter+1} of {self.n_iter}"
         raise non_finite_error(f"the loss is {float(self.learn.loss.detach().float().mean())} {where}; the run stopped before it changed the weights.", self.dl, self.iter)
     def after_train(self):
@@ -395,7 +405,7 @@ def amp_dtype(
     amp,    # True, 'bf16' or 'fp16'
     device, # `torch.device` of the model
 ):          # `torch.bfloat16` or `torch.float16`
-    "The kind of 16 bits that mixed precision uses on a device"
+    "The kind of 16 bits that mixed precision uses on a device; `InputError` for devices other than CPU and CUDA"
     if device.type not in ('cpu', 'cuda'): raise InputError(f'"amp" works on the CPU and on CUDA devices, the model is on {str(device)!r}: leave `amp` out')
     if amp is not True: return dict(bf16=torch.bfloat16, fp16=torch.float16)[amp]
     return torch.bfloat16 if device.type == 'cpu' or torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
@@ -417,7 +427,9 @@ class Autocast(MixedPrecision):
         super().__init__()
         self.amp,self.entered = check_choice('amp', amp, (True, 'bf16', 'fp16')),False
     @property
-    def name(self): return 'mixed_precision'     # other callbacks of fastai look for it
+    def name(self):
+        "The name that other callbacks of fastai look for"
+        return 'mixed_precision'
 
     def before_fit(self):
         device = next(self.model.parameters()).device
@@ -429,6 +441,7 @@ class Autocast(MixedPrecision):
         self.entered = True
     def after_pred(self): self.learn.pred = whole_floats(self.pred)
     def close(self):
+        "Leave mixed precision, where it was entered"
         if self.entered: self.autocast.__exit__(None, None, None)
         self.entered = False
     def after_loss(self): self.close()
@@ -471,6 +484,7 @@ def plateau_drops(
         if waited > patience: waited,drops = 0,drops + 1
     return drops
 
+# %% ../../nbs/training/01_callbacks.ipynb #67e7e529
 class EpochSchedule(TrainingCallback):
     "Learning rate as a function of the epoch, the step or the history"
     order,run_valid = 60,False
@@ -488,6 +502,7 @@ class EpochSchedule(TrainingCallback):
         step=0,    # Optimiser steps before this one
         total=1,   # Optimiser steps in the whole run
     ) -> float:    # What the learning rate is multiplied by
+        "Learning rate of an epoch or step as a multiple of the one set"
         s = self.settings
         if s['kind'] == 'PolynomialLR': return (1 - step/total)**s['power']
         if s['kind'] == 'OneCycleLR': return one_cycle(step, total)[0]

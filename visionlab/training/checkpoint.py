@@ -57,7 +57,7 @@ def save_checkpoint(
     extra=None, # Further keys of the system's own, a dict; None: none
     **parts,    # `model`, `system`, `config`, `optimizer`, ... : the keys of `PARTS`
 ):
-    "Write a checkpoint, the whole file or nothing"
+    "Write a checkpoint, the whole file or nothing; `TypeError` for a part that no checkpoint has, or an extra key that is one"
     wrong,extra = sorted(set(parts) - set(PARTS)),dict(extra or {})
     if wrong: raise TypeError(f"a checkpoint has no part {wrong[0]!r}, it has {', '.join(PARTS)}")
     taken = sorted(set(extra) & {*PARTS, *HEADER})
@@ -104,7 +104,7 @@ def load_checkpoint(
     system=None,        # Name of the system it must belong to, None: any
     map_location='cpu', # Device the tensors are put on
 ) -> dict:              # All keys of the table above
-    "Read a checkpoint without running anything that is in it"
+    "Read a checkpoint without running anything that is in it; `SavedFileError` where it is none, damaged, newer or of another system"
     ck = path if isinstance(path, dict) else _read(path := check_file(path, 'checkpoint'))
     if isinstance(path, dict): path = 'the checkpoint given'
     if not isinstance(ck, dict) or ck.get('format') != FORMAT: raise SavedFileError(f"'{path}' is not a checkpoint of visionlab")
@@ -138,7 +138,7 @@ def take_widths(
     model,           # Network as the settings build it; changed in place
     checkpoint:dict, # What `load_checkpoint` gave
 ):                   # The same network
-    "Bring a network to the widths of a pruned checkpoint; any other checkpoint changes nothing"
+    "Bring a network to the widths of a pruned checkpoint; any other checkpoint changes nothing; `SavedFileError` where it is damaged"
     about = checkpoint.get('pruned')
     if not about: return model
     if not isinstance(about, dict) or not isinstance(about.get('widths'), dict): raise SavedFileError("the checkpoint is damaged: it says that it is pruned, and not which widths its layers have")
@@ -150,7 +150,7 @@ def restore_model(
     build,           # Function that gives the network of the checkpoint's settings
     checkpoint:dict, # What `load_checkpoint` gave; a `network` in it is taken as it is
 ):                   # The network with the checkpoint's widths and weights
-    "The network that a checkpoint holds"
+    "The network that a checkpoint holds; `SavedFileError` where its weights do not fit its settings"
     if checkpoint.get('network') is not None: return checkpoint['network']
     model = take_widths(build(), checkpoint)
     try: model.load_state_dict(strip_prefixes(checkpoint['model']))
@@ -181,7 +181,7 @@ def load_weights(
     path,  # Checkpoint of visionlab or a `state_dict` saved by torch
     name='finetune_checkpoint', # Name of the argument, for messages
 ) -> LoadedWeights:
-    "Take the weights of a file that fit `model` by name and shape, and report the others"
+    "Take the weights of a file that fit `model` by name and shape, and report the others; `SavedFileError` where none fits"
     path = check_file(path, name)
     found = _read(path)
     if isinstance(found, dict): take_widths(bare_model(model), found)

@@ -47,7 +47,7 @@ _usual = dict(Adam=dict(amsgrad=True), AdamW=dict(amsgrad=True), SGD=dict(moment
 def make_opt_func(
     config, # Settings: optimizer, adam_eps, weight_decay, amsgrad, momentum
 ):          # Function for `Learner(opt_func=...)`
-    "torch's optimiser of that name with its arguments, as fastai wants it"
+    "torch's optimiser of that name with its arguments, as fastai wants it; `InputError` for a setting that this optimiser does not have"
     name = check_choice('optimizer', setting(config, 'optimizer'), tuple(_optimizers))
     kwargs = dict(_usual[name], weight_decay=setting(config, 'weight_decay'))
     if name != 'SGD': kwargs['eps'] = check_range('adam_eps', setting(config, 'adam_eps'), above=0)
@@ -67,17 +67,22 @@ class EvaluatorColumn(Metric):
         shared,    # What the columns of one evaluator have in common: `seen` (any validation batch?), `figures`
     ): self.evaluator,self.i,self.shared = evaluator,i,shared
     @property
-    def name(self): return self.evaluator.names[self.i]
+    def name(self):
+        "Name of the figure, the title of its column"
+        return self.evaluator.names[self.i]
     @property
     def value(self):
+        "The figure over the validation images, NaN where none was seen; computed once for all columns"
         if not self.shared.seen: return float('nan')
         if self.shared.figures is None: self.shared.figures = self.evaluator.compute()
         return self.shared.figures[self.name]
     def reset(self):
+        "Forget the last pass; the first column does it for all"
         if self.i: return
         self.shared.seen,self.shared.figures = False,None
         self.evaluator.reset()
     def accumulate(self, learn):
+        "Hand a validation batch to the evaluator; the first column does it for all"
         if self.i or hasattr(learn, 'gather_preds') or len(learn.dls.loaders) < 2 or learn.dl is not learn.dls.valid: return
         self.shared.seen = True
         self.evaluator.add(learn)
@@ -85,7 +90,7 @@ class EvaluatorColumn(Metric):
 def evaluator_columns(
     evaluator, # Object with `names`, `reset()`, `add(learn)`, `compute()`, or None
 ) -> list:     # Metrics for `Learner(metrics=...)`
-    "The figures of an evaluator as metrics of fastai"
+    "The figures of an evaluator as metrics of fastai; `TypeError` for an object that is no evaluator"
     if evaluator is None: return []
     missing = [k for k in ('names', 'reset', 'add', 'compute') if not hasattr(evaluator, k)]
     if missing: raise TypeError(f"an evaluator needs `names`, `reset`, `add` and `compute`, {type(evaluator).__name__} has no `{missing[0]}`")
@@ -198,15 +203,25 @@ class Trainer:
         if weights: self.say(f'fine-tuning: {load_weights(learn.model, weights)}')
 
     @property
-    def latest(self): return self.folder/self.latest_name
+    def latest(self):
+        "Checkpoint of the last round, a path"
+        return self.folder/self.latest_name
     @property
-    def best(self): return self.folder/self.best_name
+    def best(self):
+        "Checkpoint of the best round, a path"
+        return self.folder/self.best_name
     @property
-    def epochs(self): return setting(self.config, 'epochs')     # of the whole run; a system may count others
+    def epochs(self):
+        "Epochs of the whole run; a system may count others"
+        return setting(self.config, 'epochs')
     @property
-    def rounds(self): return self.learn.make_plan(self.epochs).rounds     # evaluations of the whole run
+    def rounds(self):
+        "Evaluations of the whole run"
+        return self.learn.make_plan(self.epochs).rounds
     @property
-    def history(self): return self.learn.run_state.history
+    def history(self):
+        "Figures of each round so far, a list of dicts"
+        return self.learn.run_state.history
     def __repr__(self): return f"{type(self).__name__}('{self.folder}', {len(self.history) or self.start} of {self.rounds} {self.learn.unit}s)"
 
 # %% ../../nbs/training/03_learner.ipynb #7d0ed445

@@ -55,6 +55,7 @@ class ProgressLog(TrainingCallback):
         best = ' (best so far)' if self.run_state.improved else ''
         self.out(f'{self.learn.unit} {self.epoch+1}/{self.n_epoch} took {format_time(self.run_state.seconds[-1])}: {format_row(row)}{best}')
     def close(self):
+        "Give fastai its own table back"
         if hasattr(self, 'old_logger'): self.learn.logger = self.__dict__.pop('old_logger')
     def after_fit(self): self.close()
 
@@ -114,6 +115,7 @@ class IntervalLog(TrainingCallback):
         if self.show_images and self.images_interval and step % self.images_interval == 0: self.images(step, self.pictures(step))
     def after_epoch(self): self.scalars(self.train_iter, {f'epoch/{k}': float(v) for k,v in self.run_state.history[-1].items() if v is not None and k != 'epoch'})
     def pictures(self, step):
+        "The pictures of a step, name -> uint8 (H,W,3); made once for all loggers, and the run does not notice"
         made = getattr(self.run_state, 'pictures', (None, {}))
         if made[0] == step: return made[1]
         rng,modes = rng_state(),[(m, m.training) for m in self.model.modules()]
@@ -125,6 +127,7 @@ class IntervalLog(TrainingCallback):
         try: return super().__call__(event_name)
         except OSError as e: raise InputError(f"{type(self).__name__} cannot write: {os.strerror(e.errno) if e.errno else e}. Checkpoints are whole.") from e
     def close(self):
+        "Finish what was opened, without a word where the disk refuses"
         with suppress(OSError):     # never in the way of the error that ended the run
             if self.is_open: self.finish()
         self.is_open = False
@@ -141,13 +144,18 @@ class TensorBoardLog(IntervalLog):
         self.folder = Path(folder)
         import_optional('tensorboard', 'tensorboard=true')
     def open(self, step):
+        "Begin the event files; points after `step` that an earlier run left do not count"
         from torch.utils.tensorboard import SummaryWriter
         self.writer = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)     # what a killed run wrote after its checkpoint is void
     def scalars(self, step, values):
+        "Write numbers, a curve for each name"
         for k,v in values.items(): self.writer.add_scalar(k, v, step)
     def images(self, step, pictures):
+        "Write pictures, name -> uint8 (H,W,3)"
         for k,v in pictures.items(): self.writer.add_image(k, v, step, dataformats='HWC')
-    def finish(self): self.writer.close()
+    def finish(self):
+        "Write the rest and close the files"
+        self.writer.close()
 
 # %% ../../nbs/training/02_loggers.ipynb #c1daf061
 def wandb_mode() -> str: # 'online', 'offline' or what WANDB_MODE says
@@ -170,10 +178,17 @@ class WandbLog(IntervalLog):
         self.folder,self.project,self.config = Path(folder),project,config or {}
         self.wandb = import_optional('wandb', 'wandb=true')
     def open(self, step):
+        "Begin the run in its folder, or go on with it where it is online"
         self.folder.mkdir(parents=True, exist_ok=True)
         mode = wandb_mode()
         again = dict(id=hashlib.sha1(str(self.folder.resolve()).encode()).hexdigest()[:12], resume='allow') if mode == 'online' else {}
         self.session = self.wandb.init(project=self.project, name=self.folder.name, dir=str(self.folder), config=self.config, mode=mode, settings=self.wandb.Settings(silent=True, console='off'), **again)
-    def scalars(self, step, values): self.session.log(values, step=step)
-    def images(self, step, pictures): self.session.log({k: self.wandb.Image(v) for k,v in pictures.items()}, step=step)
-    def finish(self): self.session.finish()
+    def scalars(self, step, values):
+        "Send numbers, a curve for each name"
+        self.session.log(values, step=step)
+    def images(self, step, pictures):
+        "Send pictures, name -> uint8 (H,W,3)"
+        self.session.log({k: self.wandb.Image(v) for k,v in pictures.items()}, step=step)
+    def finish(self):
+        "Send the rest and end"
+        self.session.finish()

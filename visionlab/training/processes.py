@@ -20,7 +20,7 @@ from .checkpoint import bare_model,seed_everything
 def start_processes(
     device, # `torch.device` of this process
 ):
-    "Join the other processes of a run that `torchrun` started; nothing happens without"
+    "Join the other processes of a run that `torchrun` started; nothing happens without; `InputError` where torchrun did not set all it should"
     if num_distrib() < 2 or (dist.is_available() and dist.is_initialized()): return
     lost = [k for k in ('RANK', 'MASTER_ADDR', 'MASTER_PORT') if k not in os.environ]
     if lost: raise InputError(f"WORLD_SIZE says that {num_distrib()} processes train together, but {' and '.join(lost)} {'is' if len(lost) == 1 else 'are'} not set: start them with torchrun, or unset WORLD_SIZE")
