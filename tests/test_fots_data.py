@@ -261,6 +261,14 @@ def test_a_check_of_much_looks_at_some(data, monkeypatch):
     assert names[0] == 0 and max(names[:4]) == 15 and names[4] >= 16
 
 
+def test_a_check_of_some_does_not_count_what_lacks_among_all(data, tmp_path, monkeypatch):
+    monkeypatch.setattr('visionlab.fots.checks.LOOKED_AT', 4)
+    f = shutil.copytree(data/'syn', tmp_path/'syn', ignore=shutil.ignore_patterns('*.index'))
+    next(f.glob('1/*.jpg')).unlink()
+    report = check_fots(f)
+    assert report.counts['image that is not there'] == 1 and not [w for w in report.warnings if 'cannot be used' in w]
+
+
 def test_a_check_says_what_the_reader_cannot_learn(tmp_path):
     for i in range(30): Image.fromarray(np.full((20, 60, 3), 8*i, np.uint8) if i < 12 else np.full((60, 20, 3), 8*i, np.uint8)).save(tmp_path/f'{i}.png')
     (tmp_path/'gt.txt').write_text('\n'.join(f'{i}.png, "{"long" if i < 12 else "tea"}"' for i in range(30)))

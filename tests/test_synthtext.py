@@ -83,6 +83,22 @@ def test_a_file_cut_short_is_one_line(tmp_path, toy, share, compress):
     assert '\n' not in str(e.value) and 'gt.mat' in str(e.value) and not (tmp_path/'gt.mat.index').exists()
 
 
+def test_the_newer_format_of_matlab_is_named(tmp_path):
+    "Its header says so; what follows is HDF5, and no list of variables that could be cut short"
+    head = b'MATLAB 7.3 MAT-file'.ljust(124) + (0x200).to_bytes(2, 'little') + b'IM'
+    (tmp_path/'gt.mat').write_bytes(head + bytes(384) + b'\x89HDF\r\n\x1a\n' + bytes(3000))
+    with pytest.raises(InputError, match='v7.3 format'): read_synthtext(tmp_path)
+
+
+def test_pickled_samples_know_their_source(tmp_path, toy):
+    f = shutil.copytree(toy, tmp_path/'s', ignore=shutil.ignore_patterns('*.index'))
+    sent = pickle.dumps(read_synthtext(f)[0])
+    assert pickle.loads(sent)[0].path == f/'1/scene_0.jpg'
+    write(f, ['b.jpg', 'a.jpg'], [np.ones((2, 4))]*2, [['x'], ['y']])
+    read_synthtext(f)
+    with pytest.raises(InputError, match='removed or changed'): pickle.loads(sent)
+
+
 def test_other_files_of_that_name(tmp_path, toy):
     for data in (b'\x89HDF\r\n\x1a\n' + bytes(600), b'hello', os.urandom(5000)):
         (tmp_path/'gt.mat').write_bytes(data)
@@ -106,12 +122,15 @@ def test_images_that_are_not_there(tmp_path, toy, monkeypatch):
     some, report = read_synthtext(f)
     left = [0, 2, 5, 6, 8, 9]                                                     # 1, 4 and 7 were in folder 2
     assert [s.path for s in some] == [whole[i].path for i in left] and [s.texts for s in some] == [whole[i].texts for i in left] and all(s.path.is_file() for s in some)
-    assert report.counts['missing image'] == 4 and '4 of 10' in report.summary() and "the first is '2/scene_1.jpg'" in report.summary()
+    assert report.counts['image that is not there'] == 4 and '4 of 10' in report.summary() and "the first is '2/scene_1.jpg'" in report.summary()
     assert [s.texts for s in pickle.loads(pickle.dumps(some))] == [s.texts for s in some] and some[-1].path.name == 'scene_9.jpg' and len(some[2:4]) == 2
     seen = set()
     drawn = DrawnSamples(some, 4)
     for epoch in range(9): drawn.set_epoch(epoch); seen |= {s.path.name for s in drawn}
     assert len(seen) == 6
+    # Training and validation are cut at the same image as before
+    kept = {n: [s.path for s in DrawnSamples(whole if n == 'whole' else some, 10, first=.6)] for n in ('whole', 'some')}
+    assert set(kept['some']) == {p for p in kept['whole'] if p.is_file()} and [some.before(v) for v in (0, .3, .6, 1)] == [0, 2, 3, 6]
     for k in '13': shutil.rmtree(f/k)
     with pytest.raises(InputError, match="none of the 10 images.*'1/scene_0.jpg'") as e: read_synthtext(f)
     assert '\n' not in str(e.value)

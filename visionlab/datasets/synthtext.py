@@ -92,8 +92,9 @@ def _is_cut(path):
     "Does a version 5 file end in the middle of a variable? Each begins with its kind and its length"
     size = os.path.getsize(path)
     with open(path, 'rb') as f:
-        order = {b'IM': 'little', b'MI': 'big'}.get(f.read(128)[126:])
-        if order is None: return False
+        head = f.read(128)
+        order = {b'IM': 'little', b'MI': 'big'}.get(head[126:])
+        if order is None or int.from_bytes(head[124:126], order) != 0x100: return False
         at = 128
         while at < size:
             f.seek(at)
@@ -152,15 +153,23 @@ class SynthTextSamples:
         counts:dict,     # Likewise
         cache=None,      # The file they are mapped from, or None
         there=None,      # Numbers of the images whose files are there, int64 (n,); None: all
-    ): self.root,self.arrays,self.counts,self.cache,self.there = Path(root), arrays, counts, cache, there
+        source=None,     # Size and time of the gt.mat that the cache was made of
+    ): self.root,self.arrays,self.counts,self.cache,self.there,self.source = Path(root), arrays, counts, cache, there, source
     def __getstate__(self): return {**vars(self), 'arrays': None} if self.cache else vars(self)
     def __setstate__(self, state):
         vars(self).update(state)
         if self.arrays is None:
-            if (found := _open_cache(self.cache)) is None: raise InputError(f"'{self.cache}' was removed or changed while it was in use: start again, it is made anew")
+            if (found := _open_cache(self.cache, self.source)) is None: raise InputError(f"'{self.cache}' was removed or changed while it was in use: start again, it is made anew")
             self.arrays = found[0]
     def __len__(self): return len(self.arrays['text_ends'] if self.there is None else self.there)
     def __repr__(self): return f"SynthTextSamples({len(self):,} images, {self.counts['words']:,} words{' in all' if self.there is not None else ''})"
+
+    def before(self,
+        share:float, # Share of the images that gt.mat lists, 0-1
+    ) -> int:
+        "How many of the images lie before a share of all that are listed, whichever of them are there"
+        n = int(share*len(self.arrays['text_ends']) + 1e-9)
+        return n if self.there is None else int(np.searchsorted(self.there, n))
 
     def __getitem__(self,
         i,   # Number of the image, or a slice
@@ -188,7 +197,7 @@ def _images_there(root, arrays, mat, report):
     if not gone: return None
     first = next(iter(gone.values()))
     if len(gone) == len(ends): raise InputError(f"none of the {len(ends):,} images that '{mat}' lists is in '{root}', the first is '{first}': unpack them there, or put gt.mat where they are")
-    report.add('missing image', mat, f"{len(gone):,} of {len(ends):,} are not there, the first is '{first}'; left out", n=len(gone))
+    report.add('image that is not there', mat, f"{len(gone):,} of {len(ends):,}, the first is '{first}'; left out", n=len(gone))     # of all that are listed, of which a check looks at some
     return np.setdiff1d(np.arange(len(ends)), list(gone))
 
 # %% ../../nbs/datasets/14_synthtext.ipynb #18fc10c6
@@ -214,7 +223,7 @@ def read_synthtext(
     there = _images_there(mat.parent, arrays, mat, report)
     report.notes.append(f"{mat.parent}: {counts['images']:,} images, {counts['words']:,} words")
     for what,n in counts['notes'].items(): report.add(what, mat, f'{n:,} ' + ('images; found, not read' if 'match' in what else 'left out'), n=n)
-    return SynthTextSamples(mat.parent, arrays, counts, cache, there), report
+    return SynthTextSamples(mat.parent, arrays, counts, cache, there, source), report
 
 def _make_cache(mat, source, report):
     "Read gt.mat and write the cache where it is possible"
@@ -237,7 +246,8 @@ class DrawnSamples:
         last:float=1.,    # Where it ends
     ):
         first,last = check_range('first', first, 0, 1), check_range('last', last, 0, 1)
-        self.samples,self.seed,self.span = samples, check_range('seed', seed, low=0, kind=int), (int(first*len(samples) + 1e-9), int(last*len(samples) + 1e-9))
+        before = getattr(samples, 'before', lambda share: int(share*len(samples) + 1e-9))
+        self.samples,self.seed,self.span = samples, check_range('seed', seed, low=0, kind=int), (before(first), before(last))
         if self.span[0] >= self.span[1]: raise InputError(f'there are no samples between {first:.0%} and {last:.0%} of {len(samples)}')
         self.n = min(check_range('n', n, low=1, kind=int), self.span[1] - self.span[0])
         self.set_epoch(0)

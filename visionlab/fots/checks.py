@@ -60,7 +60,7 @@ def _spread(first, last):
     "A reader of some of SynthText's images, evenly spread over a share of them"
     def read(path, report):
         samples, _ = read_synthtext(path, report if not first else None)
-        a, b = (int(v*len(samples) + 1e-9) for v in (first, last))
+        a, b = map(samples.before, (first, last))
         at = np.unique(np.linspace(a, b - 1, min(b - a, max(1, int(LOOKED_AT*(last - first))))).astype(int)) if b > a else ()
         report.notes.append(f'{path}: looked at {len(at):,} of the {b - a:,} images between {first:.0%} and {last:.0%}')
         return [samples[i] for i in at], report
