@@ -75,7 +75,7 @@ def draw_polygons(
     ignore_color=(150,150,150), # RGB of truths that do not count
     thickness:int|None=None, # Line width, px; None: 1 for small images, more for large ones
 ) -> np.ndarray:           # uint8 (H,W,3) RGB
-    "A copy of the image with polygons, scores and ground truth drawn on it"
+    "A copy of the image with polygons, scores and ground truth drawn on it; `InputError` for scores, texts or flags that are not one a polygon"
     canvas = _canvas(image)
     polys,trues = _corners_to_draw(polygons, 'polygons'), _corners_to_draw(() if truths is None else truths, 'truths')
     for name,values,what,n in (('scores',scores,'polygons',len(polys)), ('texts',texts,'polygons',len(polys)), ('ignores',ignores,'truths',len(trues))):
@@ -129,7 +129,7 @@ def draw_mask(
     alpha:float=.5,       # Strength of the veil, 0 (none) to 1 (opaque)
     background:int|None=0, # Class that is left as it is; None: every class is painted
 ) -> np.ndarray:          # uint8 (H,W,3) RGB
-    "A copy of the image under a veil of class colours"
+    "A copy of the image under a veil of class colours; `InputError` for a mask of fractions, more than 255 classes, or too few names"
     canvas,mask = _canvas(image),np.asarray(mask)
     if mask.dtype != bool and not np.issubdtype(mask.dtype, np.integer): raise InputError(f'"mask" holds a class for each pixel, whole numbers or bool, got {mask.dtype}')
     check_shape('mask', mask, 'H,W', H=canvas.shape[0], W=canvas.shape[1])
@@ -160,7 +160,7 @@ def draw_boxes(
     colors=None,           # RGB of each class, uint8 (k,3); None: `class_colors`
     thickness:int|None=None, # Line width, px; None: 1 for small images, more for large ones
 ) -> np.ndarray:           # uint8 (H,W,3) RGB
-    "A copy of the image with boxes, their classes and their scores"
+    "A copy of the image with boxes, their classes and their scores; `InputError` for classes or scores that are not one a box, or a class without a name"
     corners = lambda b: np.asarray(b, np.float64).reshape(-1, 4)[:, [0,1,2,1,2,3,0,3]].reshape(-1, 4, 2)
     polys,n = corners(boxes),len(np.asarray(boxes).reshape(-1, 4))
     canvas = draw_polygons(image, [], truths=None if truths is None else corners(truths), ignores=ignores, thickness=thickness and max(1, thickness - 1))
@@ -220,7 +220,7 @@ def save_image(
     path,      # File to write; its suffix chooses the format
     image,     # uint8 (H,W,3) RGB or (H,W)
 ) -> Path:     # The file that was written
-    "Write a picture, as a whole or not at all"
+    "Write a picture, as a whole or not at all; `InputError` for a suffix or a shape that no format has"
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in _suffixes:
@@ -264,7 +264,7 @@ class VideoFile:
         frame,       # uint8 (H,W,3) RGB or (H,W)
         times:int=1, # How long it stays, frames
     ):
-        "Append a frame"
+        "Append a frame; `InputError` where OpenCV cannot write such a video"
         frame = _canvas(frame)
         if self._writer is None:
             h,w = frame.shape[:2]

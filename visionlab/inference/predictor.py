@@ -109,7 +109,7 @@ def stream_results(
 def checkpoint_system(
     path,     # Checkpoint file written by a visionlab run
 ) -> tuple:   # Its `System`, and the parts of the checkpoint
-    "The system a checkpoint belongs to, or an error that names both"
+    "The system a checkpoint belongs to, or `SavedFileError` that names both"
     checkpoint = load_checkpoint(check_file(path, 'checkpoint'))
     name, known = checkpoint['system'], system_names()
     if name not in known: raise SavedFileError(f"'{path}' is a checkpoint of the system {name!r}, which is not installed here. There is {', '.join(known) or 'none'}.")

@@ -36,7 +36,7 @@ STREAM_SCHEMES = ('rtsp', 'rtsps', 'rtmp', 'rtmps', 'rtp', 'udp', 'tcp', 'srt', 
 def is_stream(
     source, # What the user typed: a path, a pattern, an address or the number of a camera
 ) -> bool:  # True for an address or a camera
-    "Is this a stream rather than a file?"
+    "Is this a stream rather than a file?; `InputError` for an address that begins like none"
     if isinstance(source, bool) or not isinstance(source, (int, str)): return False
     if isinstance(source, int) or re.fullmatch(r'\d{1,3}', source.strip()): return not Path(str(source)).exists()
     scheme = re.match(r'\s*([A-Za-z][\w+.-]*)://', source)
@@ -76,7 +76,7 @@ def list_sources(
     source,            # A path (image, video, folder, list file), a pattern, or a list of these
     videos:bool=False, # Do videos in folders and patterns count as well?
 ) -> list:             # Paths in natural order, at least one
-    "Files that a source stands for"
+    "Files that a source stands for; `MissingPathError` where nothing has that name, `InputError` where it holds no image"
     if isinstance(source, (list, tuple)): return [p for s in source for p in list_sources(s, videos)]
     if not str(source).strip(): raise InputError('`source` is empty: give an image, a folder, a pattern or a text file that lists images')
     what, suffixes = ('image or video', IMAGE_SUFFIXES + VIDEO_SUFFIXES) if videos else ('image', IMAGE_SUFFIXES)
@@ -103,7 +103,7 @@ def split_sources(
     source,            # Image, video, folder, pattern, list file, address, number of a camera, or a list of these
     videos:bool=True,  # Do videos in folders and patterns count?
 ) -> tuple:            # Paths of files, and addresses of streams
-    "Everything a user named: files on one side, streams on the other"
+    "Everything a user named: files on one side, streams on the other; `InputError` where nothing is named"
     files, streams = [], []
     for s in source if isinstance(source, (list, tuple)) else [source]:
         named = [str(s).strip()] if is_stream(s) else _listed_streams(Path(s).expanduser())
@@ -167,7 +167,7 @@ def open_video(
     address,           # Video file (`Path`), address of a stream, or number of a camera
     timeout:float=10., # Longest wait for an answer of a stream, s
 ):                     # `cv2.VideoCapture`; ask it `isOpened()`
-    "OpenCV's capture of a video, through FFmpeg and nothing else"
+    "OpenCV's capture of a video, through FFmpeg and nothing else; `InputError` where its log would show a password"
     import cv2
     talkative = [k for k in ('OPENCV_FFMPEG_DEBUG', 'OPENCV_FFMPEG_LOGLEVEL') if os.environ.get(k, '0').strip() not in ('', '0', '-8', '8', '16', '24')]
     if talkative and hide_login(address) != str(address): raise InputError(f"FFmpeg would print the password in '{hide_login(address)}', because {talkative[0]} is set: unset it")

@@ -45,6 +45,7 @@ class StreamReader:
     def __repr__(self): return f'StreamReader({self.name!r}, {self.offered} frames on {self.connections} connections, {"over" if self.over else "running"})'
 
     def start(self):
+        "Begin to read in a thread of its own; the reader itself"
         self.thread.start()
         return self
 
@@ -175,7 +176,8 @@ class LoadStreams:
     def __repr__(self): return f'LoadStreams({", ".join(self.names)})'
 
     @property
-    def names(self): # What each stream is called: its address without the login, numbered if two look alike
+    def names(self):
+        "What each stream is called: its address without the login, numbered if two look alike"
         plain = [hide_login(a) for a in self.addresses]
         return [p if plain.count(p) == 1 else f'{p} ({plain[:i].count(p) + 1})' for i, p in enumerate(plain)]
 
