@@ -43,7 +43,7 @@ def deploy_package(
     module:str,  # Module to import: onnx, onnxruntime, onnxscript, torch_pruning, or one inside them
     purpose:str, # What it is needed for, completes "... needs the package"
 ):               # The module
-    "A package of the extra `deploy`, or a line that says how to get it"
+    "A package of the extra `deploy`, or `InputError` that says how to get it"
     try: return importlib.import_module(module)
     except ModuleNotFoundError as e:
         if e.name != module.split('.')[0]: raise
@@ -63,7 +63,9 @@ class ExportPart:
     more:tuple = ()               # Further inputs: (name, function of the first input that makes an example); their first axis is the batch
     about:dict = field(default_factory=dict) # Facts that `join` needs, plain values
 
-    def inputs(self, x): return (x, *(make(x) for _, make in self.more))
+    def inputs(self, x):
+        "All inputs that belong to a first one, a tuple of tensors"
+        return (x, *(make(x) for _, make in self.more))
 
 def export_parts(
     checkpoint:dict, # What `load_checkpoint` gave
@@ -153,7 +155,7 @@ def parity(
     shape:tuple,      # Shape it was traced with
     seed:int=0,       # Seed of the inputs
 ) -> tuple:           # Largest absolute difference, and largest absolute output
-    "How far torch and onnxruntime are apart on random inputs of other sizes"
+    "How far torch and onnxruntime are apart on random inputs of other sizes; `InputError` where their shapes differ"
     net, exported, g = deepcopy(part.model).cpu().float().eval(), OnnxNet(model), torch.Generator().manual_seed(seed)
     worst, largest = 0., 0.
     for batch, size in ((1, lambda n: n), (3, lambda n: n + n//4 + 1), (1, lambda n: (n//32 + 1)*32)):
@@ -207,9 +209,13 @@ class OnnxExport:
     files:list = field(default_factory=list) # Dicts with name, path, difference, largest, dynamic, bytes
 
     @property
-    def path(self): return self.files[0]['path']
+    def path(self):
+        "File of the main network"
+        return self.files[0]['path']
     @property
-    def difference(self): return max(f['difference'] for f in self.files)
+    def difference(self):
+        "Largest difference from torch over all files"
+        return max(f['difference'] for f in self.files)
     def rows(self):
         "Titles and cells of the table"
         sizes = lambda f: 'any size' if f['dynamic'] else 'x'.join(map(str, f['shape'][1:]))
@@ -226,7 +232,7 @@ def export_onnx(
     opset:int=18,       # Version of ONNX's operations
     tolerance:float=1e-4, # Largest difference from torch, as a share of the largest output (at least 1)
 ) -> OnnxExport:        # Files and differences
-    "Write the networks of a checkpoint as ONNX, compared with torch under onnxruntime"
+    "Write the networks of a checkpoint as ONNX, compared with torch under onnxruntime; `InputError` where nothing says which network it is, or how the file is called"
     check_range('tolerance', tolerance, above=0)
     check_range('opset', opset, 13, kind=int)
     deploy_package('onnx', 'export to ONNX')
@@ -273,7 +279,7 @@ def onnx_checkpoint(
     device:str='cpu',  # 'cpu', or 'cuda' where onnxruntime has it
     threads:int=None,  # Threads on the CPU; None: as many as torch uses
 ) -> dict:             # Parts of a checkpoint, with the network itself instead of weights
-    "An ONNX file as a checkpoint"
+    "An ONNX file as a checkpoint; `InputError` for a file that holds a part of a model alone"
     net = OnnxNet(check_file(path, 'ONNX file'), threads, device)
     about = _metadata(net, path)
     if about['part']: raise InputError(f"'{path}' is only the {about['part']} of a model: give the file of the main network beside it")

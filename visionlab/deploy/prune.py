@@ -200,7 +200,7 @@ def prune_model(
     multiple:int=1,    # The number of channels left is a multiple of this, where it can be
     tolerance:float=1e-5, # Largest difference of masked and compact outputs, as a share of the largest output (at least 1)
 ) -> PrunedModel:
-    "Take channels out of a network, group by group, the least ones by the sum of their absolute weights"
+    "Take channels out of a network, group by group, the least ones by the sum of their absolute weights; `InputError` for a part that is not there, or where nothing can be taken out"
     check_range('sparsity', sparsity, 0, below=1)
     check_range('multiple', multiple, 1, kind=int)
     unknown = next((s for s in skip if not any(_is_named(n, [s]) for n, _ in model.named_modules())), None)
@@ -238,7 +238,9 @@ class PruneReport:
     scores:dict = field(default_factory=dict) # Name -> (before, after)
 
     @property
-    def mac_share(self): return self.macs[1]/self.macs[0]
+    def mac_share(self):
+        "Multiply-accumulates that are left, as a share of those before"
+        return self.macs[1]/self.macs[0]
     def rows(self):
         "Titles and cells of the table"
         row = lambda name, pair, show: [name, *map(show, pair), f'{pair[1]/max(pair[0], 1e-12):.3f} x']
@@ -246,10 +248,14 @@ class PruneReport:
                 row('weights', self.sizes, lambda v: f'{v/2**20:.1f} MB'), row('one pass', self.times, lambda v: f'{v:.1f} ms')]
         rows += [[k, f'{a:.4f}', f'{b:.4f}', f'{b - a:+.4f}'] for k, (a, b) in self.scores.items()]
         return ['', 'before', 'after', ''], rows
-    def remark(self): return f'input {"x".join(map(str, self.shape))}; masked and compact outputs differ by {self.difference:.1e} of the largest'
+    def remark(self):
+        "Line below the table: what was measured, and how far the two networks are apart"
+        return f'input {"x".join(map(str, self.shape))}; masked and compact outputs differ by {self.difference:.1e} of the largest'
     def __repr__(self): return f'{text_table(*self.rows())}\n{self.remark()}'
     def _repr_html_(self): return f'{html_table(*self.rows())}<p>{self.remark()}</p>'
-    def to_dict(self): return dict(parameters=self.parameters, macs=self.macs, bytes=self.sizes, milliseconds=self.times, shape=self.shape, difference=self.difference, scores=self.scores)
+    def to_dict(self):
+        "Plain values for JSON, mostly pairs of before and after"
+        return dict(parameters=self.parameters, macs=self.macs, bytes=self.sizes, milliseconds=self.times, shape=self.shape, difference=self.difference, scores=self.scores)
 
 def _bytes(model):
     out = io.BytesIO()
@@ -287,7 +293,7 @@ def pruned_path(
     source,    # Checkpoint, a path or what `load_checkpoint` gave
     output='', # File to write; '' for the name of `source` with .pruned before its ending
 ) -> Path:     # The file to write
-    "Where a pruned checkpoint goes"
+    "Where a pruned checkpoint goes; `InputError` where it has no name, or is the file it was made of"
     if isinstance(source, dict):
         if not str(output): raise InputError('"output" is needed: a checkpoint that is in memory has no name of its own')
         return Path(output).expanduser()

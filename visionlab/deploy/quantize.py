@@ -46,6 +46,7 @@ class CalibrationImages:
         image = self.images[i]
         return self.prepare(image if isinstance(image, np.ndarray) else read_image(image))[0][None]
     def get_next(self):
+        "The next image under the name of the input, float (1,C,h,w), None after the last"
         if self.i >= len(self): return None
         self.i += 1
         return {self.name: self[self.i - 1].numpy()}
@@ -69,7 +70,7 @@ def kept_nodes(
     graph,            # `onnx` graph
     keep=('last',),   # Names of nodes, or parts of names; 'last' for the last convolution or matrix product before each output
 ) -> list:            # Names of nodes
-    "Nodes that stay in floats"
+    "Nodes that stay in floats; `InputError` for a name that no node has"
     names = [n.name for n in graph.node if n.op_type in _heavy]
     found = {k: _last_nodes(graph) if k == 'last' else [n.name for n in graph.node if k in n.name] for k in keep}
     empty = next((k for k, v in found.items() if not v), None)
@@ -108,7 +109,9 @@ class QuantizeReport:
         if self.times: rows.append(pair('one image', *self.times, '.1f', ' ms'))
         rows += [[k, f'{a:.4f}', f'{b:.4f}', f'{b - a:+.4f}'] for k, (a, b) in self.scores.items()]
         return ['', 'float32', 'int8', ''], rows
-    def remark(self): return f'calibrated on {self.images} images' + (f'; outputs differ by {self.error:.3f} of their spread on {self.unseen} unseen images' if self.unseen else '')
+    def remark(self):
+        "Line below the table: on what was calibrated, and what it cost on images unseen"
+        return f'calibrated on {self.images} images' + (f'; outputs differ by {self.error:.3f} of their spread on {self.unseen} unseen images' if self.unseen else '')
     def __repr__(self): return f'{text_table(*self.rows())}\n{self.remark()}'
     def _repr_html_(self): return f'{html_table(*self.rows())}<p>{self.remark()}</p>'
 
@@ -186,7 +189,7 @@ def quantize_onnx(
     reduce_range:bool=False, # 7 bits for weights: for x86 processors without VNNI, whose sums of bytes overflow
     data=(),               # Data sets with ground truth, paths: both files are scored on them
 ) -> QuantizeReport:       # Sizes, times, errors, scores
-    "Turn an ONNX file into one with 8-bit numbers, and measure what that costs"
+    "Turn an ONNX file into one with 8-bit numbers, and measure what that costs; `InputError` for a file that is 8-bit already, or a name that does not fit"
     check_range('n_images', n_images, 1, kind=int)
     path = Path(path).expanduser()
     about = onnx_metadata(path)
