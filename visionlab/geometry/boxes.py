@@ -49,7 +49,7 @@ def box_iou(
     a, # Boxes, float (...,N,4), px
     b, # Boxes, float (...,M,4), px
 ):     # Intersection over union (...,N,M), 0 to 1
-    "Overlap of every box of `a` with every box of `b`"
+    "Overlap of every box of `a` with every box of `b`; `InputError` for shapes that cannot be paired"
     a,b = _as_boxes('a', a),_as_boxes('b', b)
     b = b.to(a.dtype) if b.dtype != a.dtype else b
     iou = iou_columns(a[..., None, :].unbind(-1), b.transpose(-1, -2).contiguous()[..., None, :].unbind(-3)) if a.ndim > 1 and b.ndim > 1 else None
@@ -93,7 +93,7 @@ def decode_boxes(
     std=None, # Multiply by these first, dx dy dw dh
     max_log=max_log_scale, # dw and dh are at most this; None: no limit
 ):            # Boxes, float (...,4) or (...,4*C), px
-    "Boxes that offsets lead to"
+    "Boxes that offsets lead to; `InputError` for offsets that are not four a box"
     source = _as_boxes('source', source)
     if loc.shape[-1] % 4: raise InputError(f'"loc" needs the shape (...,4) or (...,4*C), got {tuple(loc.shape)}')
     shape,loc = loc.shape,loc.reshape(*loc.shape[:-1], loc.shape[-1]//4, 4)

@@ -24,7 +24,7 @@ def fill_polygons(
     values=None,     # n whole numbers to draw with; None: 1..n
     dtype=np.int32,  # Type of the map
 ) -> np.ndarray:     # Map (H,W), 0 where nothing was drawn
-    "Draw filled polygons into a map, the later over the earlier"
+    "Draw filled polygons into a map, the later over the earlier; `InputError` for values that are not one a polygon, or too large for the type"
     height,width = check_range('height', height, low=1, kind=int), check_range('width', width, low=1, kind=int)
     values = np.arange(1, len(polys)+1) if values is None else np.asarray(values, dtype=np.int64).reshape(-1)
     if len(values) != len(polys): raise InputError(f'"values" needs one number for each of the {len(polys)} polygons, got {len(values)}')

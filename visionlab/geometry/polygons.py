@@ -146,7 +146,7 @@ def shrink_polygon(
 def order_quad(
     q,             # Quads (...,4,2), px, corners in any order
 ) -> np.ndarray:   # float64 (...,4,2), clockwise as seen in the image, from the top left
-    "The corners of quads in one order; many quads at once if there are more axes"
+    "The corners of quads in one order; many quads at once if there are more axes; `InputError` for other shapes"
     q = np.asarray(q, dtype=np.float64)
     if q.shape[-2:] != (4,2): raise InputError(f"Quads need the shape (...,4,2), got {q.shape}")
     d = q - q.mean(-2, keepdims=True)
@@ -160,7 +160,7 @@ def order_quad(
 def min_area_quads(
     point_sets,    # List of n point sets, each (N,2) with N of at least 1, px
 ) -> np.ndarray:   # float64 (n,4,2), px, clockwise from the top left
-    "The smallest rectangle, at any angle, around each set of points"
+    "The smallest rectangle, at any angle, around each set of points; `InputError` for a set without points"
     quads = np.empty((len(point_sets), 4, 2), np.float32)
     for i,p in enumerate(point_sets):
         if not len(p): raise InputError(f"Point set {i} is empty, a rectangle needs at least one point")
@@ -178,7 +178,7 @@ def corner_set_distance(
     a,       # Polygon (N,2), px
     b,       # Polygon with the same number of corners (N,2), px
 ) -> float:  # px
-    "Largest distance between corresponding corners, under the best beginning and direction"
+    "Largest distance between corresponding corners, under the best beginning and direction; `InputError` where one has more corners than the other"
     a,b = _corners(a), _corners(b)
     if len(a) != len(b): raise InputError(f"Both polygons need the same number of corners, got {len(a)} and {len(b)}")
     if not len(a): return 0.
