@@ -42,7 +42,7 @@ def torchvision_model(
     name:str,              # Name of a network of torchvision, or one of `BACKBONES`
     pretrained:bool=False, # With ImageNet weights; needs a network the first time
 ) -> nn.Module:            # The whole classifier
-    "A classifier from torchvision, untrained or with ImageNet weights"
+    "A classifier from torchvision, untrained or with ImageNet weights; `InputError` where these cannot be fetched"
     from http.client import HTTPException
     from torchvision.models import get_model
     name = _TORCHVISION_NAME.get(name, name)

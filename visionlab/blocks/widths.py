@@ -68,7 +68,7 @@ def set_widths(
     model:nn.Module, # Network as it is built; changed in place
     widths:dict,     # Name of the layer -> `layer_width`, those that differ are enough
 ) -> nn.Module:      # The same network, to be loaded
-    "Bring a network to the widths of a pruned one"
+    "Bring a network to the widths of a pruned one; `InputError` for widths of another network"
     layers = dict(model.named_modules())
     for name, width in widths.items():
         here = layer_width(layers[name]) if name in layers else None
