@@ -1,5 +1,6 @@
 """FOTS trains, goes on, is judged and used: half by half and whole, resumed to the bit, from other weights, with the script's own commands."""
 import json
+import warnings
 from pathlib import Path
 
 import cv2
@@ -181,6 +182,39 @@ def test_a_film_with_the_rejector(run, tmp_path, capsys):
     assert main(['predict', str(run/'best.pth'), '--source', str(tmp_path/'film.mp4'), '--output-dir', str(tmp_path/'out'), '--save-video', '--text', '--device', 'cpu']) == 0
     rows = [json.loads(l) for l in (tmp_path/'out/predictions.jsonl').read_text().splitlines()]
     assert len(rows) == 4 and all('texts' in r and len(r['texts']) == len(r['polygons']) for r in rows) and (tmp_path/'out/film.mp4').stat().st_size > 0
+
+
+def test_word_images_alone_choose_a_figure_that_they_can_give(config, tmp_path):
+    "Nothing is searched: what is found decides nothing, and no cut is chosen"
+    folder = tmp_path/'crops'
+    folder.mkdir()
+    for i in range(6): cv2.imwrite(str(folder/f'{i}.png'), np.full((20, 60, 3), 30*i, np.uint8))
+    (folder/'gt.txt').write_text('\n'.join(f'{i}.png, "tea"' for i in range(6)))
+    with pytest.warns(UserWarning, match='cut out'): trainer = FOTSTrainer(replace_config(config, train_path=str(folder), val_path=str(folder), input_size=32), progress='none').train()
+    ck = load_checkpoint(trainer.best)
+    assert ck['best']['metric'] == 'accuracy' and ck['thresholds'] == {}
+
+
+def test_a_word_list_that_stayed_behind(config, tmp_path, toy):
+    words = tmp_path/'words.txt'
+    with pytest.raises(FileNotFoundError): FOTSTrainer(replace_config(config, lexicon=str(words)), progress='none')
+    words.write_text('hotel\npolice\n')
+    best = FOTSTrainer(replace_config(config, lexicon=str(words), epochs=1), progress='none').train().best
+    assert fots_predictor(load_checkpoint(best), 'cpu').lexicon is not None
+    words.unlink()
+    with pytest.warns(UserWarning, match='words are read as they are'): assert fots_predictor(load_checkpoint(best), 'cpu').lexicon is None
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert fots_predictor(load_checkpoint(best), 'cpu', lexicon='').lexicon is None
+        evaluate_fots(best, toy/'test', 'cpu', lexicon='strong')
+    with pytest.raises(FileNotFoundError): fots_predictor(load_checkpoint(best), 'cpu', lexicon=str(words))
+
+
+@pytest.mark.parametrize('half', ['read', 'detect'])
+def test_the_demo_of_a_half(half, tmp_path, capsys):
+    from visionlab.fots.predict import fots_demo
+    score = fots_demo(tmp_path, n_train=4, pages=4, n_test=2, progress='none', epochs=1, device='cpu', num_workers=0, width=4, reader_width=4, backbone='shufflenetv2', **{half: False})
+    assert ('picture of words' in capsys.readouterr().out) == (tmp_path/'fots-demo/words.jpg').is_file() == (len(score.samples) == 2) == (half == 'read')
 
 
 def test_the_scripts_of_the_document(run, toy, capsys):

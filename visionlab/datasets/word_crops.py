@@ -18,6 +18,8 @@ from ..core.files import image_size
 from ..core.files import read_image
 from ..core.files import read_lines
 from .readers import IGNORE_TEXTS
+from .readers import _IMAGE_DIRS
+from .readers import _LABEL_DIRS
 from .samples import Report
 from .samples import Sample
 from .samples import error_reason
@@ -39,7 +41,8 @@ def is_word_folder(
 ) -> bool:    # A folder with gt.txt and images, and without folders for images and labels?
     "Does a path look like a set of word images?"
     path = Path(path).expanduser()
-    if not path.is_dir() or not (path/'gt.txt').is_file(): return False
+    has = lambda names: any((path/n).is_dir() for n in names)
+    if not path.is_dir() or not (path/'gt.txt').is_file() or (has(_IMAGE_DIRS) and has(_LABEL_DIRS)): return False
     try: parse_word_line(next((l for l in read_lines(path/'gt.txt') if l.strip('\ufeff \t')), ''))
     except InputError: return False
     return True

@@ -162,12 +162,13 @@ def _own_sets(c, report):
         if not c.val_path and c.val_ratio:
             found,held = split_samples(found, c.val_ratio, c.seed)
             val += held
-        parts.append(WordSheets(found, WORDS_A_SHEET, c.seed) if words else found)
+        parts.append(WordSheets(found, min(WORDS_A_SHEET, max(1, c.input_size//24)**2), c.seed) if words else found)      # a small sheet has room for fewer
     for path in c.val_path: val += _read_any(path, report)[0]
     return parts, val
 
 def _check_words(c, parts):
     "Warn or raise where the training samples hold nothing to learn from"
+    if c.detect and all(isinstance(s, WordSheet) or _was_cut_out(s) for p in parts for s in p): warnings.warn('all training images are words that were cut out, from which a network learns to read and not to find: add images with words in them, or train without (--no-detect)')
     if not any((~s.ignore).any() for p in parts for s in p): what, then = 'no training image has a word that counts', 'the loss will stay where it is'
     elif c.read and not any(can_be_read(s, Charset(c.charset)) for p in parts for s in p): what, then = 'no training word can be read', f'none has a text in the {len(Charset(c.charset))} characters of `charset`. The reader will learn nothing; give transcripts, their characters as `charset`, or train without (--no-read)'
     else: return

@@ -38,6 +38,7 @@ from .model import FEATURES
 from .model import FOTS
 from .model import FOTSAnswer
 from .reader import CTCReader
+from .reader import read_lexicon
 from ..inference.draw import draw_polygons
 from ..metrics.reading import reading_score
 from ..metrics.reading import spotting_score
@@ -218,7 +219,7 @@ def compute(self:FOTSEvaluator) -> dict: # Name -> figure
     "The figures of the pass"
     truths, ignores, words, out = [s.polygons for s in self.samples], [s.ignore for s in self.samples], [s.texts for s in self.samples], {}
     if self.config.detect:
-        if self.tune: self.cut, self.table = sweep_score([r.polygons for r in self.results], [r.scores for r in self.results], truths, ignores)
+        if self.tune and self.results: self.cut, self.table = sweep_score([r.polygons for r in self.results], [r.scores for r in self.results], truths, ignores)
         self.found = _kept(self.results, self.cut, False)[0]
         self.score = text_hmean(self.found, truths, ignores)
         out.update(precision=self.score.precision, recall=self.score.recall, hmean=self.score.hmean)
@@ -244,6 +245,8 @@ def fots_learner(
     validates = len(dls.loaders) > 1 and len(dls.valid) > 0
     if config.metrics not in ('auto', 'loss') and not validates:
         raise InputError(f'`metrics` is {config.metrics}, which needs validation images: give `val` or `val_path`, a `val_ratio` above 0, or `metrics` loss')
+    searched = validates and config.detect and any(not is_word_crop(s, image_size(s.path)[::-1]) for s in dls.valid.dataset.samples)
+    if validates and config.detect and not searched and config.metrics == 'auto': config = replace_config(config, metrics='accuracy' if config.read else 'loss')     # nothing to find: no figure of finding decides
     config = replace_config(config, metrics=fots_metric(config, validates))
     evaluator = FOTSEvaluator(config) if validates else None
     if evaluator is not None: evaluator.show = lambda learn, max_n=3: _draw_results(learn, max_n)
@@ -342,6 +345,7 @@ class FOTSTrainer(Trainer):
         **kwargs,            # Passed on to `fots_learner`
     ):
         config, line = settled_start(as_config(FOTSConfig, config))
+        if config.lexicon: read_lexicon(config.lexicon)      # a name that is wrong is said now, not after the training
         seed_everything(config.seed)
         dls = train_loader if train_loader is not None else fots_dataloaders(config)
         model = model if model is not None else fots_model(config)

@@ -8,6 +8,7 @@ __all__ = ['FOTS_DEMO', 'SpottedText', 'FOTSPredictor', 'fots_predictor', 'FOTSE
 
 # %% ../../nbs/fots/09_predict.ipynb #86cb1261
 import time
+import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -85,6 +86,14 @@ def _fots_settings(checkpoint, settings):
     config = stored_settings(checkpoint, **given)
     if given.get('reject_below') and not config.rejector: raise InputError('`reject_below`: this network has no rejector, which is trained with `rejector` on; leave it out')
     return config
+
+def _word_list(config, given):
+    "The lexicon that was asked for; the one of the training may have stayed where that was"
+    if not config.lexicon: return None
+    if not given.get('lexicon') and not Path(config.lexicon).expanduser().is_file():
+        warnings.warn(f"the list of words '{config.lexicon}' that this network was trained with is not here: words are read as they are. Give `lexicon` another one, or '' for none")
+        return None
+    return read_lexicon(config.lexicon)
 
 class FOTSPredictor(Predictor):
     "Finds and reads words; `with_lexicon` gives it another list of words"
@@ -168,7 +177,7 @@ def fots_predictor(
     if min_score is not None: check_range('min_score', min_score, 0, 1)
     cut = min_score if min_score is not None else checkpoint['thresholds'].get('min_score', config.min_score)
     model = restore_model(lambda: fots_model(config), checkpoint)
-    return FOTSPredictor(model, config, cut, read_lexicon(config.lexicon) if config.lexicon else None, checkpoint['normalisation'], device, checkpoint)
+    return FOTSPredictor(model, config, cut, _word_list(config, settings), checkpoint['normalisation'], device, checkpoint)
 
 # %% ../../nbs/fots/09_predict.ipynb #f5b30469
 @dataclass
@@ -266,7 +275,7 @@ def evaluate_fots(
     "Score a FOTS checkpoint: places, end-to-end, word spotting, reading"
     check_range('batch_size', batch_size, 1, kind=int)
     checkpoint, report = load_checkpoint(checkpoint, 'fots'), Report('data of the evaluation')
-    predictor = fots_predictor(checkpoint, device, min_score, prune, **settings)
+    predictor = fots_predictor(checkpoint, device, min_score, prune, **{**settings, **(dict(lexicon='') if lexicon else {})})      # a list that is given here takes the place of the stored one
     samples = readable_samples(_samples_of(predictor.config, data, report), report)
     searched = [s for s in samples if not is_word_crop(s, read_image(s.path).shape)] if predictor.config.detect else []
     lexicon = _lexicon_of(lexicon, searched) if lexicon else predictor.lexicon
@@ -309,10 +318,10 @@ def fots_demo(
     if trainer.stopped_by_hand: raise KeyboardInterrupt     # nobody waits for figures of a part of a demo
     minutes = (time.perf_counter() - start)/60
     score = evaluate_fots(trainer.best, toy/'test')
-    drawn = evaluate_fots(trainer.best, toy/'test', lexicon='strong')
+    drawn = evaluate_fots(trainer.best, toy/'test', lexicon='strong') if trainer.learn.config.detect and trainer.learn.config.read else None
     picture = trainer.folder/'words.jpg'
-    save_image(picture, spotting_picture(score))
-    print(f'\nOn {len(score.samples)} unseen images, after {minutes:.1f} minutes of training:\n{score}\nwith a strong lexicon, end-to-end hmean {drawn.figures["end_to_end"]:.4f}\n\n'
-          f'picture of words: {picture}\nrun:  {trainer.folder}\ndata: {toy}\n\nOn your own images, with labels as in {toy}/train:\n'
+    if score.results: save_image(picture, spotting_picture(score))      # a network that only reads has searched none
+    print(f'\nOn {len(score.samples)} unseen images, after {minutes:.1f} minutes of training:\n{score}\n' + (f'with a strong lexicon, end-to-end hmean {drawn.figures["end_to_end"]:.4f}\n' if drawn else '') + '\n'
+          + f'picture of words: {picture}\n'*bool(score.results) + f'run:  {trainer.folder}\ndata: {toy}\n\nOn your own images, with labels as in {toy}/train:\n'
           f'  visionlab train fots --train-path YOUR_FOLDER\n  visionlab predict {trainer.best} --source YOUR_IMAGES')
     return score
