@@ -75,7 +75,9 @@ class PANConfig(RunConfig):
         _check_pan(self)
 
     @classmethod
-    def from_document(cls, d:dict) -> dict: return flatten_seed_config(d)
+    def from_document(cls, d:dict) -> dict:
+        "Settings in the layout of older files, flattened to the names of the fields"
+        return flatten_seed_config(d)
 
 # %% ../../nbs/pan/00_config.ipynb #fb2d9925
 def _check_pan(

@@ -58,7 +58,9 @@ class PANItems:
     def show(self,
         batch,       # A batch as a loader gives it
         max_n:int=3, # Images to show
-    ): show_pan_batch(batch, max_n)
+    ):
+        "Draw a batch with its labels"
+        show_pan_batch(batch, max_n)
 
 # %% ../../nbs/pan/02_data.ipynb #609d4f0f
 def _read_sets(paths, ratios, seed, report):
@@ -75,7 +77,7 @@ def pan_samples(
     config:PANConfig,     # Settings: train_path, train_ratio, val_path, val_ratio, seed
     report:Report=None,   # Collects what could not be used; None starts one
 ) -> tuple:               # Training samples, validation samples, the report
-    "What a run trains on and what it is judged by"
+    "What a run trains on and what it is judged by; `InputError` where no training set is named"
     report = report if report is not None else Report('data of the run')
     if not config.train_path: raise InputError('`train_path` is empty: give an ICDAR folder with img/ and gt/, or a list of `image<TAB>label` lines')
     train = _read_sets(config.train_path, config.train_ratio, config.seed, report)

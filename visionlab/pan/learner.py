@@ -61,7 +61,9 @@ class PANEvaluator:
         self.tune = config.tune_score and self.min_score is None
         self.reset()
 
-    def reset(self): self.results, self.inter, self.union, self.cut = [], 0, 0, self.min_score
+    def reset(self):
+        "Forget the last pass"
+        self.results, self.inter, self.union, self.cut = [], 0, 0, self.min_score
 
     def add(self,
         learn, # Learner in the middle of a validation batch: `pred` (B,6,h,w), `yb` text, kernel, mask (B,H,W)
@@ -127,7 +129,7 @@ def pan_learner(
     loss_func=None,   # A loss of your own; None builds the one of the settings
     **kwargs,         # Passed on to `visionlab.training.learner.make_learner`
 ):                    # fastai `Learner`
-    "A fastai learner that trains PAN"
+    "A fastai learner that trains PAN; `InputError` where `hmean` is to be judged and there are no validation images"
     if config.metrics == 'hmean' and len(dls.loaders) < 2:
         raise InputError('`metrics` is hmean, which needs validation images: give `val_path`, a `val_ratio` above 0, or `metrics` loss')
     evaluator = PANEvaluator(dls.valid.dataset.samples, config) if len(dls.loaders) > 1 else None

@@ -117,7 +117,9 @@ class Conv1x1Head(nn.Module):
         first,*rest = [F.conv2d(x, w, None if i else self.out.bias) for i,(x,w) in enumerate(zip(levels, weights))]
         return sum((upsample_like(x, first) for x in rest), first)
 
-    def traced_forward(self, levels): return self.out(stack_levels(levels))     # the same by calling layers, for `visionlab.deploy.prune`
+    def traced_forward(self, levels):
+        "The same maps by calling layers, which `visionlab.deploy.prune` needs to trace them"
+        return self.out(stack_levels(levels))
 
 # %% ../../nbs/pan/03_model.ipynb #189b70af
 class PAN(nn.Module):

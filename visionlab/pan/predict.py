@@ -81,6 +81,7 @@ class PANEvaluation:
     def _repr_html_(self): return f'{self.words._repr_html_()}<p>text pixels: IoU {self.text_iou:.4f}</p>{self.misses._repr_html_()}'
 
     def to_dict(self) -> dict: # Plain numbers for JSON
+        "The figures and the reasons for misses, without results and images"
         w = self.words
         return dict(precision=w.precision, recall=w.recall, hmean=w.hmean, matched=w.matched, words=w.n_truth, predictions=w.n_pred,
                     images=len(w.per_image), text_iou=self.text_iou, min_score=self.min_score, misses=dict(self.misses.counts))
@@ -163,7 +164,7 @@ def pan_demo(
     progress:str='auto', # 'bar', 'lines', 'none', or 'auto': a bar in a notebook or terminal, lines elsewhere
     **settings,          # `PANConfig` fields that take the place of the demo's
 ) -> PANEvaluation:      # Figures on the unseen scenes
-    "Train on toy scenes, evaluate on unseen ones, draw what was found"
+    "Train on toy scenes, evaluate on unseen ones, draw what was found; `KeyboardInterrupt` where the training is stopped by hand"
     toy = make_toy_text(Path(output_dir)/'toy-text', n_train=n_train, n_test=n_test, size=(320, 320))
     trainer = PANTrainer(PANConfig(**{**DEMO_SETTINGS, **dict(train_path=(f'{toy}/train',), output_dir=str(output_dir), seed=seed), **settings}), progress=progress)
     start = time.perf_counter()

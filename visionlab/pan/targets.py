@@ -62,7 +62,7 @@ class PANTargets:
         height:int,    # Height of the maps, px
         width:int,     # Width of the maps, px
     ) -> PANLabels:    # text int32 (H,W), kernel int32 (H,W), mask uint8 (H,W): 1 where labels count
-        "The three maps of one image"
+        "The three maps of one image; `InputError` for flags that are not one a polygon"
         if len(ignore) != len(polygons): raise InputError(f'"ignore" needs one flag a polygon, got {len(ignore)} for {len(polygons)}')
         words = [p for p,i in zip(polygons, ignore) if not i]
         text = fill_polygons(words, height, width)
