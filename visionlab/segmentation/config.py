@@ -25,7 +25,7 @@ def loss_terms(
     loss:str,    # `auto`, a name of `SEGMENTATION_LOSSES`, or a sum such as 'ce+0.5*dice'
     classes:int, # Number of classes; 1 means one class against the rest
 ) -> dict:       # Name -> weight
-    "The terms of a loss that is written as a sum"
+    "The terms of a loss that is written as a sum; `InputError` for a weight that is none, or terms that do not go together"
     if loss == 'auto': return {'bce' if classes == 1 else 'ce': 1.}
     terms = {}
     for part in loss.split('+'):
@@ -134,7 +134,7 @@ def _check_classes(
 def segmentation_paths(
     config:SegmentationConfig, # Settings: train_path, val_path, test_path, search_files
 ) -> dict:                     # 'train', 'val', 'test' -> tuple of paths, empty for none
-    "The data sets of a run, with the usual list files where nothing is named"
+    "The data sets of a run, with the usual list files where nothing is named; `InputError` where there is nothing to train on"
     found = dict(train=config.train_path, val=config.val_path, test=config.test_path)
     if config.search_files: found['train'] = found['train'] or ('.',)
     elif not found['train']:

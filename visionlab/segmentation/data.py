@@ -39,7 +39,7 @@ def read_pair(
     table=None,         # (r,g,b) -> class for painted masks, None for masks that hold numbers
     ignore_index=None,  # Value of the masks that does not count, None for none
 ) -> tuple:             # Image uint8 (H,W,3) RGB, mask uint8 (H,W) with classes and `IGNORED_PIXEL`
-    "An image and its mask, upright and of one size"
+    "An image and its mask, upright and of one size; `InputError` where there is no mask, or one of another size"
     if sample.mask_path is None: raise InputError(f"'{sample.path}' has no mask: read the samples with `read_mask_samples`")
     image, mask = read_image(sample.path), read_mask(sample.mask_path, classes, table, ignore_index)
     if mask.shape != image.shape[:2]: raise InputError(f"'{sample.path}' is {image.shape[1]}x{image.shape[0]} px, its mask {mask.shape[1]}x{mask.shape[0]}: '{sample.mask_path}'")
@@ -83,7 +83,9 @@ class SegmentationItems:
         batch,           # A batch as a loader gives it
         max_n:int=4,     # Images to show
         width:float=1.7, # Width of each, inches
-    ): show_segmentation_batch(batch, max_n, self.config.class_names, width)
+    ):
+        "Draw a batch, each image with its mask"
+        show_segmentation_batch(batch, max_n, self.config.class_names, width)
 
 # %% ../../nbs/segmentation/01_data.ipynb #5d2a1fbe
 def _read_mask_sets(paths, report, search_files=False):

@@ -68,10 +68,14 @@ class SegmentationEvaluator:
         self.samples,self.config,self.score = samples,config,None
         self.matrix = ConfusionMatrix(config.classes, IGNORED_PIXEL, config.class_names)
 
-    def reset(self): self.matrix.reset()
+    def reset(self):
+        "Forget the last pass"
+        self.matrix.reset()
     def add(self,
         learn, # Learner in the middle of a validation batch: `pred` (B,C,H,W), `yb` the masks
-    ): self.add_batch(learn.pred, learn.yb[0])
+    ):
+        "Count the pixels of the batch the learner has just done"
+        self.add_batch(learn.pred, learn.yb[0])
 
     def add_batch(self,
         logits,  # Raw output of a batch, float (B,C,H,W)
@@ -90,7 +94,7 @@ class SegmentationEvaluator:
     def worst(self,
         n:int=4, # How many
     ) -> list:   # (position of the image, its IoU), the worst first
-        "Images of the last pass with the lowest scores; those without any class are left out"
+        "Images of the last pass with the lowest scores; those without any class are left out; `InputError` before the first pass"
         if self.score is None: raise InputError('nothing is judged yet: train an epoch, or call `learn.validate()`')
         scores = self.score.per_image('iou')
         return [(int(i), float(scores[i])) for i in np.argsort(scores, kind='stable')[:n] if not np.isnan(scores[i])]
@@ -197,7 +201,7 @@ def segmentation_learner(
     cbs=(),                    # More callbacks
     **kwargs,                  # Passed on to `visionlab.training.learner.make_learner`
 ):                             # fastai `Learner`
-    "A fastai learner for semantic segmentation"
+    "A fastai learner for semantic segmentation; `InputError` where `metrics` needs validation images and there are none"
     valid = len(dls.loaders) > 1
     if config.metrics != 'loss' and not valid:
         raise InputError(f'`metrics` is {config.metrics}, which needs validation images: give `val_path`, a `val_ratio` above 0, or `metrics` loss')

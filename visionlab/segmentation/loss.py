@@ -23,7 +23,7 @@ def counted_pixels(
     target,             # Classes, (B,H,W), or (B,1,H,W) for one class
     ignore_index=None,  # Value that does not count, besides everything that is no class
 ) -> tuple:             # Logits float32 (B,C,H,W); classes (B,H,W), long, or float 0 to 1 for one class, 0 where nothing counts; bool (B,H,W): does it count?
-    "Logits and targets in single precision, and which pixels count"
+    "Logits and targets in single precision, and which pixels count; `InputError` where their shapes do not fit"
     c = pred.shape[1]
     if target.ndim == 4 and target.shape[1] == 1: target = target[:, 0]
     if target.shape != pred.shape[:1] + pred.shape[2:]: raise InputError(f'the loss needs a target ({"B,1,H,W" if c == 1 else "B,H,W"}) for logits (B,{c},H,W), got {tuple(target.shape)} for {tuple(pred.shape)}')

@@ -81,7 +81,7 @@ def _weights_of(encoder):
 def segmentation_model(
     config:SegmentationConfig, # Settings: model, encoder, classes, pretrained
 ) -> SegmentationNet:          # Logits (B,classes,H,W) for images (B,3,H,W)
-    "The network that the settings name"
+    "The network that the settings name; `InputError` where they do not go together, or the weights cannot be loaded"
     name,encoder = config.model,config.encoder
     if config.pretrained:
         try: return _build(name, encoder, _weights_of(encoder), config.classes)

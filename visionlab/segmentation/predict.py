@@ -58,22 +58,34 @@ class SegmentationResult:
     least_area:float = 16.    # Outlines of less than so many px² are left out
 
     @property
-    def size(self): return self.mask.shape      # height and width, px
+    def size(self):
+        "Height and width of the image, px"
+        return self.mask.shape
     @property
     def probabilities(self):
-        "Probability of each class at each pixel of the image, float32 (C,H,W); of the one class (1,H,W)"
+        "Probability of each class at each pixel of the image, float32 (C,H,W); of the one class (1,H,W); `InputError` for an image done in tiles"
         if self.maps is None: raise InputError('an image done in tiles keeps its mask alone: probabilities of all its pixels may not fit into memory. Predict without `tile` to have them')
         return self.fit.undo(torch.from_numpy(self.maps)).numpy()
     @cached_property
-    def regions(self): return mask_regions(self.mask, self.least_area)      # list of (class, polygon (N,2)), largest first
+    def regions(self):
+        "(class, outline) of each region, the outline float32 (N,2) in px, largest first"
+        return mask_regions(self.mask, self.least_area)
     @property
-    def polygons(self): return [p for _,p in self.regions]
+    def polygons(self):
+        "Outlines of the regions, each float32 (N,2) in px, largest first"
+        return [p for _,p in self.regions]
     @property
-    def labels(self): return [c for c,_ in self.regions]
+    def labels(self):
+        "Class of each region, whole numbers, in the order of `polygons`"
+        return [c for c,_ in self.regions]
     @property
-    def largest_area(self): return polygon_area(self.regions[0][1]) if self.regions else 0.    # px²
+    def largest_area(self):
+        "Area of the largest region, px²; 0 where there is none"
+        return polygon_area(self.regions[0][1]) if self.regions else 0.
     @property
-    def shares(self): return np.bincount(self.mask.reshape(-1), minlength=len(self.names))[:len(self.names)]/self.mask.size
+    def shares(self):
+        "Share of the image that each class takes, float64 (C,)"
+        return np.bincount(self.mask.reshape(-1), minlength=len(self.names))[:len(self.names)]/self.mask.size
     def __len__(self): return len(self.regions)
     def __repr__(self):
         parts = ', '.join(f'{n} {100*s:.1f}%' for n,s in zip(self.names, self.shares) if s)
@@ -237,7 +249,9 @@ class SegmentationEvaluation:
         left = f'\n{self.report.summary()}' if len(self.report) else ''
         return f'{self.score}{left}'
     def _repr_html_(self): return self.score._repr_html_()
-    def to_dict(self): return self.score.to_dict()
+    def to_dict(self):
+        "The scores as plain values for JSON"
+        return self.score.to_dict()
     def worst(self,
         n:int=4, # How many
     ) -> list:   # (`Sample`, IoU), the worst first
@@ -262,7 +276,7 @@ def evaluate_segmentation(
     batch_size:int=1,    # Images that go through the network together
     **settings,          # As for `segmentation_predictor`
 ) -> SegmentationEvaluation:
-    "Score a segmentation checkpoint on images with masks, in their own pixels"
+    "Score a segmentation checkpoint on images with masks, in their own pixels; `InputError` where no image can be used"
     check_range('batch_size', batch_size, 1, kind=int)
     checkpoint,report = load_checkpoint(checkpoint, 'segmentation'),Report('data of the evaluation')
     config = _predict_config(checkpoint, settings)
