@@ -96,7 +96,9 @@ class MultilabelItems:
         batch,           # A batch as a loader gives it
         max_n:int=6,     # Images to show
         width:float=1.4, # Width of each, inches
-    ): show_multilabel_batch(batch, self.names, max_n, width)
+    ):
+        "Draw a batch, each image with its labels"
+        show_multilabel_batch(batch, self.names, max_n, width)
 
 def multilabel_dataloaders(
     config:MultilabelConfig, # Settings

@@ -64,10 +64,14 @@ class MultilabelEvaluator:
         labels,                  # Names of the labels
     ): self.samples,self.config,self.labels,self.score,self.parts = samples,config,tuple(labels),None,[]
 
-    def reset(self): self.parts = []
+    def reset(self):
+        "Forget the last pass"
+        self.parts = []
     def add(self,
         learn, # Learner in the middle of a validation batch: `pred` and `yb[0]`, (B,C)
-    ): self.add_batch(learn.pred, learn.yb[0])
+    ):
+        "Keep the answers to the batch the learner has just done"
+        self.add_batch(learn.pred, learn.yb[0])
     def add_batch(self,
         logits,  # Raw output of a batch, float (B,C)
         target,  # 0 and 1, (B,C)
@@ -90,7 +94,7 @@ class MultilabelEvaluator:
     def worst(self,
         n:int=4, # How many
     ) -> list:   # (position of the image, its surprise, labels missed, labels wrongly given), the most confused first
-        "Images of the last pass that the answers fit worst"
+        "Images of the last pass that the answers fit worst; `InputError` before the first pass"
         if self.score is None: raise InputError('nothing is judged yet: train an epoch, or call `learn.validate()`')
         return self.score.confused(n)
 
@@ -188,6 +192,7 @@ class LogFile(TrainingCallback):
         head='',  # First line
     ): self.path_,self.head = Path(path),head
     def lines(self):
+        "The whole course so far, a list of strings, the first line first"
         run,out,best,rate = self.run_state,[self.head]*bool(self.head),None,None
         for r,s in zip(run.history, run.seconds):
             if rate is not None and not math.isclose(r['lr'], rate): out.append(f'learning rate {rate:.4g} -> {r["lr"]:.4g}')
@@ -196,6 +201,7 @@ class LogFile(TrainingCallback):
             out.append(f'{self.learn.unit} {r["epoch"] + 1} of {self.n_epoch}: {format_row({k: v for k,v in r.items() if k != "epoch"})}; {format_time(s)}{mark}')
         return out
     def write(self, more=()):
+        "Write the file anew, with further lines at its end; the first process alone does it"
         if rank_distrib(): return
         with atomic_path(self.path_) as p: Path(p).write_text('\n'.join([*self.lines(), *more]) + '\n', encoding='utf-8')
     def after_epoch(self): self.write()
@@ -212,7 +218,7 @@ def multilabel_learner(
     cbs=(),                  # More callbacks
     **kwargs,                # Passed on to `visionlab.training.learner.make_learner`
 ) -> Learner:                # fastai's, see `visionlab.training.learner`
-    "A fastai learner for images with any number of labels"
+    "A fastai learner for images with any number of labels; `InputError` where `metrics` needs validation images and there are none"
     valid,names = len(dls.loaders) > 1,dls.vocab
     if config.metrics != 'loss' and not valid:
         raise InputError(f'`metrics` is {config.metrics}, which needs validation images: give `val_root`, a `val_ratio` above 0, or `metrics` loss')
@@ -270,7 +276,7 @@ class MultilabelTrainer(Trainer):
     def resume(self,
         path, # Checkpoint of the run
     ):        # The trainer itself
-        "Go on where a checkpoint stopped, exactly"
+        "Go on where a checkpoint stopped, exactly; `InputError` where the data have other labels"
         old = tuple(load_checkpoint(path, 'multilabel')['classes'] or ())
         if old != tuple(self.labels): raise InputError(f"the run cannot be resumed: its labels were {', '.join(old)}, those of the data are {', '.join(self.labels)}. Use `finetune_checkpoint` to take the weights along into a new run.")
         return super().resume(path)

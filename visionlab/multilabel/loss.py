@@ -20,7 +20,7 @@ def label_targets(
     pred,    # Logits (B,C)
     target,  # 0 to 1, (B,C), of any type
 ):           # The same as float32, of one shape
-    "Logits and targets in single precision, checked"
+    "Logits and targets in single precision; `InputError` where their shapes do not fit"
     if pred.ndim != 2 or pred.shape != target.shape: raise InputError(f'the loss needs logits (B,C) and targets of the same shape, got {tuple(pred.shape)} and {tuple(target.shape)}')
     return pred.float(), target.float()
 
@@ -47,7 +47,9 @@ class AsymmetricLoss(nn.Module):
         loss = -fade*(y*F.logsigmoid(x) + (1 - y)*log_no)
         return loss.mean() if self.reduction == 'mean' else loss.sum()/(len(x) if self.reduction == 'batchmean' else 1)
 
-    def extra_repr(self): return f'gamma_neg={self.gamma_neg}, gamma_pos={self.gamma_pos}, clip={self.clip}, detach_weight={self.detach_weight}, reduction={self.reduction!r}'
+    def extra_repr(self):
+        "The settings, which torch writes into the representation"
+        return f'gamma_neg={self.gamma_neg}, gamma_pos={self.gamma_pos}, clip={self.clip}, detach_weight={self.detach_weight}, reduction={self.reduction!r}'
 
 # %% ../../nbs/multilabel/03_loss.ipynb #a1440658
 class LabelCrossEntropy(nn.Module):
@@ -63,7 +65,7 @@ def multilabel_loss(
     config:MultilabelConfig, # Settings: loss, pos_weight, gamma_neg, gamma_pos, clip
     n_labels:int,            # Number of labels
 ) -> nn.Module:
-    "The loss that the settings name"
+    "The loss that the settings name; `InputError` for weights that are not one a label"
     if config.loss == 'asl': return AsymmetricLoss(config.gamma_neg, config.gamma_pos, config.clip)
     w = config.pos_weight
     if len(w) not in (0, 1, n_labels): raise InputError(f'`pos_weight` needs one number, or one for each of the {n_labels} labels, got {len(w)}')

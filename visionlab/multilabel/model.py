@@ -30,7 +30,9 @@ class MultilabelNet(nn.Module):
             self.fc.requires_grad_(True)
 
     @property
-    def fc(self): return self.net.get_submodule(self.last)
+    def fc(self):
+        "The last layer, which gives the logits"
+        return self.net.get_submodule(self.last)
     def forward(self, x):
         if not torch.compiler.is_compiling(): check_shape('images', x, 'B,3,H,W')
         try: return self.net(x)
@@ -38,6 +40,7 @@ class MultilabelNet(nn.Module):
             if 'more than 1 value per channel' not in str(e): raise
             raise InputError(f'a batch of one image of {x.shape[-1]} px cannot be trained on: its last maps are a single pixel, and batch normalisation has one number a channel to learn from. Choose `batch_size` 2 or more, or a larger `input_size`') from None
     def train(self, mode=True):
+        "Switch to training or back; of a frozen network the last layer alone"
         super().train(mode)
         if self.frozen:
             self.net.eval()
@@ -76,7 +79,7 @@ def multilabel_model(
     config:MultilabelConfig, # Settings: model, pretrained, freeze_extractor, input_size
     n_labels:int,            # Number of labels
 ) -> MultilabelNet:          # Logits (B,n_labels) for images (B,3,H,W)
-    "The network that the settings name"
+    "The network that the settings name; `InputError` where it cannot be built, or its weights cannot be loaded"
     check_range('n_labels', n_labels, 1, kind=int)
     build = _known(config.model)
     try: net, last = build(config.model, n_labels, config.pretrained, config.input_size)

@@ -56,9 +56,13 @@ class LabelResult:
     thresholds:object    # Confidence from which on each label is given, (C,) or one number
 
     @property
-    def given(self): return given_labels(self.logits, self.thresholds)
+    def given(self):
+        "Which labels are given, bool (C,)"
+        return given_labels(self.logits, self.thresholds)
     @property
-    def probabilities(self): return confidences(self.logits)
+    def probabilities(self):
+        "Confidence in each label, float64 (C,), 0 to 1"
+        return confidences(self.logits)
     @property
     def confidences(self):
         "Label -> confidence, all labels, the highest first"
@@ -75,9 +79,15 @@ class LabelResult:
         return ', '.join(f'{n} {p[n]:.2f}' for n in self.labels) or f'no label (the nearest to its cut: {self.names[near]} {p[self.names[near]]:.2f})'
 
     def _repr_html_(self): return html_table(['label', 'confidence', 'given'], [[n, f'{p:.3f}', 'yes' if n in self.labels else ''] for n,p in self.confidences.items()])
-    def to_dict(self): return dict(labels=self.labels, confidences=self.confidences)
-    def to_lines(self): return [f'{n}\t{self.confidences[n]:.4f}' for n in self.labels]
-    def to_row(self): return dict(labels='+'.join(sorted(self.labels)), **{c: f'{p:.4f}' for c,p in zip(_label_columns(self.names), self.probabilities)})
+    def to_dict(self):
+        "Plain values for JSON: the labels given, and the confidence in every one"
+        return dict(labels=self.labels, confidences=self.confidences)
+    def to_lines(self):
+        "Each label given with its confidence behind a tab, a list of strings"
+        return [f'{n}\t{self.confidences[n]:.4f}' for n in self.labels]
+    def to_row(self):
+        "A row of a table, column -> text: the labels given, and the confidence in every one"
+        return dict(labels='+'.join(sorted(self.labels)), **{c: f'{p:.4f}' for c,p in zip(_label_columns(self.names), self.probabilities)})
     def picture(self, image):
         "The image with its labels below, at most six; of one size for all frames of a film"
         p = self.confidences
@@ -108,7 +118,7 @@ def save_labels(
     files,    # Paths, or any names
     results,  # A `LabelResult` for each
 ) -> Path:    # The file that was written
-    "Write labels and confidences of many images, as a whole or not at all"
+    "Write labels and confidences of many images, as a whole or not at all; `InputError` for another suffix, or names that are not one a result"
     path,files,results = Path(path),[str(f) for f in files],list(results)
     if path.suffix.lower() not in ('.csv', '.jsonl', '.txt'): raise InputError(f"\"path\": '{path}' needs one of the suffixes .csv, .jsonl, .txt")
     if len(files) != len(results): raise InputError(f'"files" and "results" need the same length, got {len(files)} and {len(results)}')
@@ -143,7 +153,7 @@ def multilabel_predictor(
     device:str='auto', # auto, cpu, cuda, cuda:N or mps
     **settings,        # input_size (or patch_size), min_score; model and classes must be those of the checkpoint
 ) -> Predictor:        # Gives a `LabelResult` an image
-    "The predictor of a multi-label checkpoint"
+    "The predictor of a multi-label checkpoint; `SavedFileError` where it does not name its labels"
     config, names, cuts = _predict_settings(checkpoint, settings)
     norm = checkpoint['normalisation']
     if not names: raise SavedFileError('the checkpoint does not say what its labels are called')
@@ -160,13 +170,17 @@ class MultilabelEvaluation:
     seconds:float           # Time from reading to labels, s
 
     @property
-    def calibration(self): return Calibration(self.score.logits, self.score.truth)
+    def calibration(self):
+        "How far confidences keep what they say, a `Calibration`"
+        return Calibration(self.score.logits, self.score.truth)
     def __repr__(self):
         left = f'\n\n{self.report.summary()}' if len(self.report) else ''
         sure = [f'{self.samples[i].path.name} ({", ".join([f"missed {n}" for n in missed] + [f"wrong {n}" for n in extra])})' for i,_,missed,extra in self.score.confused(3) if missed or extra]
         return f'{self.score}\n\nexpected calibration error {self.calibration.error:.3f}' + (f'\nmost confused: {"; ".join(sure)}' if sure else '') + left
     def _repr_html_(self): return self.score._repr_html_()
-    def to_dict(self): return dict(self.score.to_dict(), calibration_error=self.calibration.error)
+    def to_dict(self):
+        "Scores and calibration error as plain values for JSON"
+        return dict(self.score.to_dict(), calibration_error=self.calibration.error)
     def confused(self,
         n:int=4, # How many
     ) -> list:   # (`Sample`, surprise, labels missed, labels wrongly given), the most confused first
@@ -198,7 +212,7 @@ def evaluate_multilabel(
     batch_size:int=1,    # Images that go through the network together
     **settings,          # As for `multilabel_predictor`
 ) -> MultilabelEvaluation:
-    "Score a multi-label checkpoint on images with labels"
+    "Score a multi-label checkpoint on images with labels; `InputError` where no image can be used"
     check_range('batch_size', batch_size, 1, kind=int)
     checkpoint,report = load_checkpoint(checkpoint, 'multilabel'),Report('data of the evaluation')
     config,names,cuts = _predict_settings(checkpoint, settings)
