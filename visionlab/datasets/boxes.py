@@ -636,7 +636,7 @@ class BoxWarp(A.DualTransform):
 
 # %% ../../nbs/datasets/11_boxes.ipynb #bf86efaf
 class BoxTransform:
-    "An image and its boxes as a random training view, or as they go into the network's frame"
+    "An image and its boxes as a random training view, or as they go into the network's frame; `InputError` for a frame that is not (height, width)"
     def __init__(self,
         input_shape=(600, 600),    # letterbox: height and width of the frame, px, or one number for both
         resize:str='letterbox',    # 'letterbox' or 'short_side'

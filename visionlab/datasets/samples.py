@@ -19,7 +19,7 @@ from ..core.files import read_image
 # %% ../../nbs/datasets/00_samples.ipynb #011fa067
 @dataclass(eq=False)
 class Sample:
-    "One image on disk with its labels, in pixels of the upright image"
+    "One image on disk with its labels, in pixels of the upright image; `InputError` for texts or flags that are not one a word or box"
     path: Path                                    # Image file
     polygons: list = field(default_factory=list)  # One float (N,2) array a word, x,y in px
     texts: list = None                            # One transcript a polygon, '' where unknown

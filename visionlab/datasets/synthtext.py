@@ -237,7 +237,7 @@ def _make_cache(mat, source, report):
 
 # %% ../../nbs/datasets/14_synthtext.ipynb #6cd495b1
 class DrawnSamples:
-    "A random part of many samples, another one each epoch"
+    "A random part of many samples, another one each epoch; `InputError` where the part holds none"
     def __init__(self,
         samples,          # A sequence of samples
         n:int,            # How many an epoch has, at most

@@ -136,7 +136,7 @@ def draw_sheet(
 
 # %% ../../nbs/datasets/15_word_crops.ipynb #092766cd
 class WordSheets:
-    "Word images as a sequence of sheets, dealt anew each epoch"
+    "Word images as a sequence of sheets, dealt anew each epoch; `InputError` without words"
     def __init__(self,
         words,         # `Sample`s of one word each
         n:int=12,      # Words on a sheet

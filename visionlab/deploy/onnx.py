@@ -112,7 +112,7 @@ def _with_names(proto, part, axes):
 
 # %% ../../nbs/deploy/00_onnx.ipynb #d7afcde2
 class OnnxNet(nn.Module):
-    "An ONNX model that is called like a network of torch, run by onnxruntime"
+    "An ONNX model that is called like a network of torch, run by onnxruntime; `SavedFileError` where it cannot, `InputError` for a device that onnxruntime lacks"
     def __init__(self,
         model,             # Path of a file, or its bytes
         threads:int=None,  # Threads on the CPU; None: as many as torch uses

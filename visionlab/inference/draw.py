@@ -244,7 +244,7 @@ def _scaled_into(frame, size):
 
 # %% ../../nbs/inference/01_draw.ipynb #70fb5afe
 class VideoFile:
-    "A video that is written frame by frame and is there as a whole, or not at all; use it in a `with` block"
+    "A video that is written frame by frame and is there as a whole, or not at all; use it in a `with` block; `InputError` for a suffix it cannot write"
     def __init__(self,
         path,           # File to write: .mp4, .m4v, .mov, .mkv or .avi
         fps:float=25.,  # Frames a second

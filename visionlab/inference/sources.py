@@ -226,7 +226,7 @@ def read_ahead(
 
 # %% ../../nbs/inference/00_sources.ipynb #5aba8370
 class LoadImages:
-    "Images of image and video files, one at a time, as `Frame`s"
+    "Images of image and video files, one at a time, as `Frame`s; `InputError` for a stream"
     def __init__(self,
         source,             # Image, video, folder, pattern, list file, or a list of these
         size:int=None,      # Side of the square that images are fitted into, px; None leaves them as they are

@@ -171,7 +171,7 @@ def _best_cut(x, t, start):
 # %% ../../nbs/metrics/02_multilabel.ipynb #5965733e
 @dataclass(eq=False)
 class MultilabelScore:
-    "Answers and truth of a set of images, and every figure that follows"
+    "Answers and truth of a set of images, and every figure that follows; `InputError` for names or thresholds that are not one a label"
     logits:np.ndarray          # Raw answers, float64 (N,C)
     truth:np.ndarray           # bool (N,C)
     names:tuple = ()           # A name a label; empty for numbers

@@ -226,7 +226,7 @@ def to_dict(self:SegmentationScore):
 
 # %% ../../nbs/metrics/01_segmentation.ipynb #f4695a38
 class ConfusionMatrix:
-    "Pixels of each true class by predicted class, gathered batch by batch"
+    "Pixels of each true class by predicted class, gathered batch by batch; `InputError` for names that are not one a class"
     def __init__(self,
         classes:int,       # Number of classes; 1: one class against the rest
         ignore_index=None, # Value in the truth that does not count, None for none

@@ -51,7 +51,7 @@ def _all_ignores(ignores, truths):
     return np.concatenate([np.asarray(g, bool) for g in ignores]) if len(ignores) else np.zeros(0, bool)
 
 class TextOverlaps:
-    "What the predictions and the truths of a data set share, measured once and used for many questions"
+    "What the predictions and the truths of a data set share, measured once and used for many questions; `InputError` where they are not of as many images"
     def __init__(self,
         preds,        # For each image a list of predicted polygons (N,2), px
         truths,       # For each image a list of true polygons (N,2), px

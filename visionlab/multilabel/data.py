@@ -138,7 +138,7 @@ def show_multilabel_batch(
 
 # %% ../../nbs/multilabel/01_data.ipynb #9788c687
 class MultilabelDataset(torch.utils.data.Dataset):
-    "Images and labels for any loop: image float32 (3,S,S), labels float32 (C,)"
+    "Images and labels for any loop: image float32 (3,S,S), labels float32 (C,); `InputError` without samples"
     def __init__(self,
         source,               # Folder of label folders, table, COCO file, or samples
         labels=None,          # Names of the labels in their order; None: all that occur

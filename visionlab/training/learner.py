@@ -181,7 +181,7 @@ def format_change(
 
 # %% ../../nbs/training/03_learner.ipynb #c0f01e84
 class Trainer:
-    "A learner with a run folder: checkpoints, logs, resume"
+    "A learner with a run folder: checkpoints, logs, resume; `InputError` where it is to resume and to take weights for a new run at once"
     latest_name,best_name,each_name = 'latest.pth','best.pth','epoch-{:04}.pth'     # files in the folder; a system may have its own
     def __init__(self,
         learn,            # What `make_learner` gave
