@@ -1,4 +1,5 @@
 """Streams over real RTSP on the loopback: drops, deaths, passwords, back-off, and memory that stays where it is."""
+import copy
 import functools
 import http.server
 import os
@@ -38,7 +39,7 @@ def test_a_stream_that_drops_three_times_is_followed_to_its_end():
     assert {n//20 for n in numbers} == {0, 1, 2, 3}                           # something of each connection
     reader = loader.readers[0]
     assert (reader.connections, reader.offered) == (4, reader.taken + reader.replaced) and len(numbers) == reader.taken
-    assert loader.report.counts == {'stream that broke off': 1} and '3 times' in loader.report.entries[0].detail
+    assert loader.report.counts == {'stream that broke off': 1, 'stream that ended': 1} and '3 times' in loader.report.entries[0].detail
 
 
 def test_of_two_streams_one_dies_and_the_other_loses_nothing():
@@ -69,7 +70,7 @@ def test_a_stream_that_starts_dead_and_one_that_comes_late():
         loader = LoadStreams([server.url('none'), server.url('well'), server.url('late')], pause=.1, retries=3, timeout=3.)
         seen = follow(loader)
     assert set(seen) == {server.url('well'), server.url('late')} and seen[server.url('late')][-1] == 19
-    assert loader.report.counts == {'stream without a picture': 1}
+    assert loader.report.counts == {'stream without a picture': 1, 'stream that ended': 2}
 
 
 def test_no_thread_and_no_connection_is_left():
@@ -227,3 +228,28 @@ def test_the_rate_outlives_the_connection():
         stream.close()
         capture.release()
         assert not capture.isOpened() and capture.get(cv2.CAP_PROP_FPS) == 30
+
+
+class Film:
+    "A capture of a film behind an address, which gives fewer frames than it promises"
+    def __init__(self, frames, total, fails=False): self.left, self.total, self.fails = frames, total, fails
+    def isOpened(self): return True
+    def get(self, what): return {cv2.CAP_PROP_FRAME_COUNT: self.total, cv2.CAP_PROP_FPS: 25}.get(what, 0)
+    def release(self): pass
+    def read(self):
+        if not self.left and self.fails: raise RuntimeError('the decoder gave up')
+        self.left -= 1
+        return (True, np.zeros((8, 8, 3), np.uint8)) if self.left >= 0 else (False, None)
+
+
+@pytest.mark.parametrize('address, film, wanted, kinds', [
+    ('http://a/b.mp4', lambda: Film(5, 100), 0, {'video ends early': 1}), ('http://a/b.mp4', lambda: Film(100, 100), 0, {}), ('http://a/b.mp4', lambda: Film(100, 100), 3, {}),
+    ('rtsp://a/b', lambda: Film(5, 0, fails=True), 0, {'stream that ended': 1}), ('rtsp://a/b', lambda: Film(10**9, 0), 3, {})])
+def test_how_it_ended_is_told(monkeypatch, address, film, wanted, kinds):
+    "A film that is cut short, a camera that is gone for good; and nothing where we were the ones who left"
+    loader = LoadStreams([address], max_frames=wanted, retries=0, pause=.01)
+    monkeypatch.setattr(LoadStreams, 'connect', lambda self, a: film())
+    frames = list(loader)
+    assert len(frames) >= (wanted or 1) and loader.report.counts == kinds
+    if address[:4] == 'rtsp' and kinds: assert 'the decoder gave up' in loader.report.summary()
+    copy.copy(frames[0].capture)

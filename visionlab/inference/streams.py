@@ -70,7 +70,9 @@ class _Connection:
         import cv2
         self._capture, self._rate_of = capture, cv2.CAP_PROP_FPS
         self._rate = capture.get(self._rate_of)
-    def __getattr__(self, name): return getattr(self._capture, name)
+    def __getattr__(self, name):
+        if name == '_capture': raise AttributeError(name)      # a copy that is still empty
+        return getattr(self._capture, name)
     def get(self,
         what, # A property, `cv2.CAP_PROP_...`
     ) -> float:
@@ -201,17 +203,20 @@ def __iter__(self:LoadStreams):
                 if self.max_frames and r.taken >= self.max_frames: r.close(0)
                 yield Frame(r.name, prepare_frame(original, self.size, self.transform), original, r.capture, number, r.total)
     finally:
+        left = {r.name for r in self.readers if r._stop.is_set() or not r.over}      # by us, who want no more of them
         for r in self.readers: r.close(0)
         for r in self.readers: r.close()
-    self._sum_up()
+    self._sum_up(left)
 
 @patch
-def _sum_up(self:LoadStreams):
-    "Put into the report what went wrong; raise if no stream gave any picture"
+def _sum_up(self:LoadStreams, left):
+    "Put into the report what went wrong with streams that were not left by us; raise if no stream gave any picture"
     for r, address in zip(self.readers, self.addresses):
         if not r.offered: self.report.add('stream without a picture', r.name, r.why or why_no_picture(address))
         elif r.connections > 1: self.report.add('stream that broke off', r.name, f'{r.connections - 1} time{"s"*(r.connections > 2)}, and was picked up again')
-        if r.total and r.total - r.offered > max(1, r.total//100) and not r._stop.is_set(): self.report.add('video ends early', r.name, f'after {r.offered} of {r.total} frames')
+        if r.name in left or not r.offered: continue
+        if not r.total: self.report.add('stream that ended', r.name, f'after {r.offered} frames' + (f': {r.why}' if r.why else ', and was not there again'))
+        elif r.total - r.offered > max(1, r.total//100): self.report.add('video ends early', r.name, f'after {r.offered} of {r.total} frames')
     if not any(r.offered for r in self.readers):
         raise NoPictureError('no stream gives a picture. ' + '; '.join(f"{e.path}: {e.detail}" for e in self.report.entries if e.kind == 'stream without a picture'))
 
