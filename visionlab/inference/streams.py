@@ -155,7 +155,7 @@ class NoPictureError(InputError):
 
 # %% ../../nbs/inference/03_streams.ipynb #dd490f8f
 class LoadStreams:
-    "Newest frames of several streams, as `Frame`s"
+    "Newest frames of several streams, as `Frame`s; `InputError` for a file"
     def __init__(self,
         sources,            # Address, number of a camera, file that lists streams, or a list of these
         size:int=None,      # Side of the square that frames are fitted into, px; None leaves them as they are
