@@ -12,7 +12,7 @@ from visionlab.cli.app import main
 from visionlab.core.checks import InputError
 from visionlab.core.config import replace_config
 from visionlab.datasets.readers import read_text_samples
-from visionlab.datasets.synthtext import make_toy_synthtext
+from visionlab.datasets.synthtext import LPCV_FOLDERS, make_toy_synthtext
 from visionlab.datasets.toy import make_toy_text, toy_text_page, toy_text_scene
 from visionlab.fots.config import FOTSConfig
 from visionlab.fots.data import fots_dataloaders
@@ -63,12 +63,24 @@ def test_each_half_alone(config, half, parts):
     assert (score.words is None, score.reading is None) == ('detect' in half, 'read' in half) and repr(score) and score._repr_html_()
 
 
-def test_a_resumed_run_is_the_same_to_the_bit(config):
+@pytest.mark.parametrize('merged', [False, True])
+def test_a_resumed_run_is_the_same_to_the_bit(config, merged, tmp_path):
+    "Over one's own images; and over SynthText, of which each epoch draws some, the sample set, and both of their parts for validation"
     c = replace_config(config, epochs=3, accumulate=2, plateau=0, lr=.01)
+    if merged:
+        make_toy_synthtext(tmp_path/'syn', n=20, size=(96, 128))
+        for part, folders in LPCV_FOLDERS.items():
+            for f in folders: (tmp_path/'lpcv'/f).mkdir(parents=True)
+            for i in range(3):
+                image, polys, texts, _ = toy_text_scene(i, split=part, size=(96, 128))
+                cv2.imwrite(str(tmp_path/'lpcv'/folders[0]/f'v_{i}.jpg'), image)
+                (tmp_path/'lpcv'/folders[1]/f'v_{i}.txt').write_text('\n'.join(','.join([*(f'{v:.0f}' for v in np.ravel(p)), t]) for p, t in zip(polys, texts)))
+        c = replace_config(c, train_path=(), val_path=(), train_folder_syn=str(tmp_path/'syn'), train_folder_sample=str(tmp_path/'lpcv'), val=True, syn_train=6, syn_val=2)
     whole = FOTSTrainer(replace_config(c, name='whole'), progress='none').train()
     first = FOTSTrainer(replace_config(c, epochs=2), progress='none').train()
     again = FOTSTrainer(replace_config(c, pretrain_model=str(first.latest), continue_training=True), progress='none').train()
     assert again.folder == first.folder and again.start == 2
+    if merged: assert len(whole.learn.dls.train.dataset.samples) == 6 + 3 and len(whole.learn.dls.valid.dataset.samples) == 2 + 3
     a, b = load_checkpoint(whole.latest), load_checkpoint(again.latest)
     for k, v in a['model'].items(): assert torch.equal(v, b['model'][k]), k
     assert a['history'] == b['history']
@@ -221,7 +233,7 @@ def test_the_scripts_of_the_document(run, toy, capsys):
     code = main(f'evaluate --test-folder-sample {toy}/test --batch-size 1 --batches-before-train 1 --pretrain-model {run}/best.pth --device cpu'.split())
     assert code == 0 and 'end-to-end' in capsys.readouterr().out
     for words, said in ((f'evaluate {run}/best.pth --data {toy}/test --prune --device cpu', 'the one in the checkpoint is not: leave `prune` out, or make one with `visionlab prune CHECKPOINT`'), (f'predict {run}/best.pth --source {toy}/test/img --lexicon nowhere.txt', 'nowhere.txt'),
-                        (f'train fots --pretrain-model {run}/best.pth --prune --train-path {toy}/train', 'leave `prune` out'), (f'train fots --train-path {toy}/train --ngpus 2', 'torchrun'),
+                        (f'train fots --pretrain-model {run}/best.pth --prune --train-path {toy}/train', 'leave `prune` out'), (f'train fots --train-path {toy}/train --ngpus 2 --lr fast', 'needs a number'),
                         ('train fots --device cpu', 'nothing to train on'), (f'train fots --train-path {toy}/train --continue-training', 'give `pretrain_model`')):
         assert main(words.split()) == 2
         err = capsys.readouterr().err

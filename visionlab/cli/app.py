@@ -128,12 +128,29 @@ def _check_options(options):
     for name, limits in dict(batch_size=dict(low=1, kind=int), seed=dict(low=0, kind=int), min_score=dict(low=0, high=1), max_frames=dict(low=0, kind=int), val_ratio=dict(low=0, below=1), patch_size=dict(low=1, kind=int), tile=dict(low=1, kind=int), classes=dict(low=1, kind=int), beam=dict(low=1, kind=int), reject_below=dict(low=0, high=1), reader_sparsity=dict(low=0, below=1), batches_before_train=dict(low=1, kind=int)).items():
         if getattr(options, name, None) is not None: check_range(name, getattr(options, name), **limits)
 
+# %% ../../nbs/cli/00_app.ipynb #9b1c0d02
+def _together(n, name, words, parse):
+    "Become `torchrun`, which starts the same command n times"
+    k = next(i for i, w in enumerate(words) if w.partition('=')[0] == '--ngpus')
+    words = words[:k] + words[k + 1 + ('=' not in words[k]):]
+    config = parse(words)
+    import torch
+    have = torch.cuda.device_count()
+    if str(config.device) != 'cpu' and 0 < have < n: raise InputError(f'--ngpus {n}: this machine has {have}')
+    sys.stdout.flush()
+    run = 'import sys; from visionlab.cli.app import main; sys.exit(main())'
+    os.execve(sys.executable, [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', str(n), '--master_addr', 'localhost', '--master_port', '0', '--rdzv_backend', 'c10d', '--rdzv_endpoint', 'localhost:0',
+                               '--no-python', sys.executable, '-c', run, 'train', name, *words], {'OMP_NUM_THREADS': '1', **os.environ})
+
 # %% ../../nbs/cli/00_app.ipynb #4ef67192
 def _train(words):
     name, words = _first(words, 'train', 'SYSTEM')
     system = find_system(name)
     cls = system.load('config')
-    config = parse_args(cls, words, prog=f'visionlab train {name}', description=f'Train {system.title}.', default=_settings_to_go_on(cls, name, words))
+    parse = lambda words: parse_args(cls, words, prog=f'visionlab train {name}', description=f'Train {system.title}.', default=_settings_to_go_on(cls, name, words))
+    several = _typed(words, 'ngpus', cls) if 'ngpus' in {f.name for f in fields(cls)} else ''
+    if several.isdigit() and int(several) > 1 and 'WORLD_SIZE' not in os.environ: _together(int(several), name, words, parse)
+    config = parse(words)
     trainer = system.load('trainer')(config)
     trainer.train()
     if trainer.stopped_by_hand: raise KeyboardInterrupt

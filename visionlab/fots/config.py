@@ -67,7 +67,7 @@ class FOTSDataConfig(RunConfig):
     gamma:float = 0.5                        # ReduceLROnPlateau and StepLR: factor of each drop, in (0, 1]
     plateau:int = 32                         # ReduceLROnPlateau: evaluations without a better loss that are borne before a drop, 0 or above
     metrics:str = 'auto'                     # What decides about the best checkpoint: end_to_end, word_spotting, hmean, accuracy, one_minus_ned, loss; auto for the first that the run has
-    ngpus:int = 1                            # GPUs of this process: 1 for the one of `device`, 0 for the CPU; for more, see `torchrun`
+    ngpus:int = 1                            # 1 for the one of `device`, 0 for the CPU; 2 and more start as many processes, on the command line alone
     continue_training:bool = False           # With finetune_checkpoint: go on with an unfinished run exactly where it stopped
     prune:bool = False                       # The checkpoint holds a pruned network: build that one
     # Data
