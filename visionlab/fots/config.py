@@ -22,7 +22,7 @@ from ..core.systems import System
 PRINTABLE = ''.join(map(chr, range(32, 127)))     # the 95 printable characters of ASCII, the space among them
 
 class Charset:
-    "Characters and their numbers, from 1; 0 is the blank of CTC and no character"
+    "Characters and their numbers, from 1; 0 is the blank of CTC and no character; `InputError` for a character that is there twice"
     def __init__(self,
         characters:str='', # Each character once, in the order of their numbers; '' for `PRINTABLE`
     ):

@@ -126,7 +126,9 @@ class FOTSItems:
     def show(self,
         batch,       # As a loader gives it
         max_n:int=3, # Images to show
-    ): show_fots_batch(batch, max_n, self.charset)
+    ):
+        "Draw a batch with its labels and words"
+        show_fots_batch(batch, max_n, self.charset)
 
 def is_word_crop(
     sample,       # A `Sample`
@@ -179,7 +181,7 @@ def fots_samples(
     config:FOTSConfig,   # Settings: train_folder_syn, train_folder_sample, train_path, val, val_path, val_ratio, syn_train, syn_val, seed
     report:Report=None,  # Collects what could not be used; None starts one
 ) -> tuple:              # Training samples, validation samples (sequences, maybe drawn anew each epoch), the report
-    "What a run trains on and what it is judged by"
+    "What a run trains on and what it is judged by; `InputError` where no training set is named"
     c,report = config, report if report is not None else Report('data of the run')
     if not (c.train_folder_syn or c.train_folder_sample or c.train_path):
         raise InputError('there is nothing to train on: give `train_folder_syn` (SynthText), `train_folder_sample` (the sample set) or `train_path` (your own images)')

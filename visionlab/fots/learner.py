@@ -173,7 +173,9 @@ class FOTSEvaluator:
         self.tune = c.tune_score and self.min_score is None
         self.reset()
 
-    def reset(self): self.results, self.samples, self.read, self.true, self.seen, self.cut = [], [], [], [], 0, self.min_score
+    def reset(self):
+        "Forget the last pass"
+        self.results, self.samples, self.read, self.true, self.seen, self.cut = [], [], [], [], 0, self.min_score
 
     def add(self,
         learn, # Learner in the middle of a validation batch: `pred` a `FOTSAnswer`, `yb` score, distances, angle, mask, boxes, texts, lengths
@@ -241,7 +243,7 @@ def fots_learner(
     cbs=(),            # More callbacks
     **kwargs,          # Passed on to `visionlab.training.learner.make_learner`
 ):                     # fastai `Learner`
-    "A fastai learner that trains FOTS"
+    "A fastai learner that trains FOTS; `InputError` where `metrics` needs validation images and there are none"
     validates = len(dls.loaders) > 1 and len(dls.valid) > 0
     if config.metrics not in ('auto', 'loss') and not validates:
         raise InputError(f'`metrics` is {config.metrics}, which needs validation images: give `val` or `val_path`, a `val_ratio` above 0, or `metrics` loss')

@@ -122,7 +122,7 @@ def parts(self:FOTSLoss,
     texts:Tensor=None, # Numbers of the characters, long (B,M,L)
     lengths:Tensor=None, # How many of them, long (B,M)
 ) -> dict:             # 'score_loss', 'shape_loss', 'angle_loss', 'read_loss', 'text_loss', as far as the network answers; un-weighted scalars
-    "Every part of the loss by name"
+    "Every part of the loss by name; `InputError` where the texts of words that were read are missing, or nothing is learned"
     score,distances,angle,mask = _fots_targets(pred, score, distances, angle, mask)
     out = self.find_parts(pred, score, distances, angle, mask) if self.detect else {}
     if (letters := getattr(pred, 'letters', None)) is not None:

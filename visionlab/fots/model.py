@@ -145,7 +145,7 @@ class FOTS(nn.Module):
         boxes:Tensor,    # Words to read, quads float (N,4,2), px of the image, clockwise from the top left as one reads
         image:Tensor,    # Image of each word, long (N,)
     ) -> tuple:          # Logits of characters, float (N,T,K+1); columns of each word that count, long (N,)
-        "Letters of words at given places"
+        "Letters of words at given places; `InputError` for a network without a reader"
         if self.reader is None: raise InputError('this network was built without a reader: give `reader`, or settings with `read` on')
         words, widths = roi_rotate(features, boxes, image, self.reader.height, self.reader.max_width)
         return self.reader(words, widths), widths
@@ -156,7 +156,7 @@ def frames_with_text(
     images:Tensor,     # Normalised images (B,3,H,W), float, at least 32 px
     below:float=0.5,   # Images less likely than this to hold text are skipped, 0 to 1
 ) -> tuple:            # `FOTSAnswer`, in which skipped images have a score of -20 everywhere; probability of text (B,), float
-    "Maps of the images that may hold text, and silence for the others"
+    "Maps of the images that may hold text, and silence for the others; `InputError` for a network without a rejector"
     if model.rejector is None: raise InputError('this network was built without a rejector: give `rejector` True')
     net = model.backbone
     net.check(images)

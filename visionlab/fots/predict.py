@@ -204,6 +204,7 @@ class FOTSEvaluation:
 
     def _repr_html_(self): return ''.join(s._repr_html_() for s in (self.words, *self.spots.values(), self.reading) if s is not None)
     def to_dict(self) -> dict: # Plain numbers for JSON
+        "The figures, how many images and lines they are of, and what was skipped"
         return {**{k: float(v) for k, v in self.figures.items()}, 'images': len(self.samples), 'lines': self.reading.n if self.reading is not None else 0,
                 'min_score': self.min_score, 'skipped': self.skipped, 'skipped_with_words': self.wrongly, 'seconds': self.seconds}
 
@@ -310,7 +311,7 @@ def fots_demo(
     progress:str='auto', # 'bar', 'lines', 'none', or 'auto': a bar in a notebook or terminal, lines elsewhere
     **settings,          # `FOTSConfig` fields that take the place of the demo's
 ) -> FOTSEvaluation:          # Figures on the unseen scenes
-    "Train on toy scenes and pages, evaluate on unseen scenes, draw what was found and read"
+    "Train on toy scenes and pages, evaluate on unseen scenes, draw what was found and read; `KeyboardInterrupt` where the training is stopped by hand"
     toy = make_toy_text(Path(output_dir)/'toy-spotting', n_train=n_train, n_test=n_test, size=(320, 320), pages=pages, clear=True)
     trainer = FOTSTrainer(FOTSConfig(**{**FOTS_DEMO, **dict(train_path=(f'{toy}/train',), output_dir=str(output_dir), seed=seed), **settings}), progress=progress)
     start = time.perf_counter()

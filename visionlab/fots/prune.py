@@ -42,7 +42,7 @@ def prune_fots(
     shape=(1, 3, 640, 640), # Shape of the input for the report
     reader_sparsity:float=0., # Share of the channels to take out of each group of the reader, in [0, 1)
 ) -> PruneReport:      # Before and after
-    "Prune the network of a FOTS checkpoint into a smaller checkpoint"
+    "Prune the network of a FOTS checkpoint into a smaller checkpoint; `InputError` for a `reader_sparsity` where there is no reader"
     output, checkpoint = pruned_path(source, output), load_checkpoint(source, 'fots')
     config = stored_settings(checkpoint)
     if check_range('reader_sparsity', reader_sparsity, 0, below=1) and not config.read: raise InputError('"reader_sparsity": this network has no reader, leave it at 0')

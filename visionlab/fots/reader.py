@@ -49,7 +49,7 @@ def _along(lstm, x, widths):
     return out
 
 class CTCReader(nn.Module):
-    "Straightened words to logits of characters, column by column"
+    "Straightened words to logits of characters, column by column; `InputError` for a height that is not a multiple of 8"
     def __init__(self,
         charset:str='',      # Characters, each once, in the order of their numbers; '' for the printable ones of ASCII
         in_channels:int=32,  # Channels of the features
@@ -235,7 +235,7 @@ def beam_letters(
 
 # %% ../../nbs/fots/05_reader.ipynb #3bc8ab6f
 class Lexicon:
-    "Words that a text may be, and the nearest of them"
+    "Words that a text may be, and the nearest of them; `InputError` without words"
     def __init__(self,
         words,         # Texts; doubles and empty ones are left out
         far:float=.34, # Share of a word's letters that may have to be changed, in [0, 1]
@@ -278,7 +278,7 @@ def text_log_probability(
 def read_lexicon(
     path, # Text file, a word a line
 ) -> Lexicon:
-    "A lexicon from a file"
+    "A lexicon from a file; `InputError` where the file holds no word"
     words = read_lines(check_file(path, 'lexicon'))
     if not any(w.strip() for w in words): raise InputError(f"`lexicon`: '{path}' holds no word: it needs one a line")
     return Lexicon(words)

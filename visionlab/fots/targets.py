@@ -102,7 +102,7 @@ class FOTSTargets:
         height:int,    # Height of the image, px
         width:int,     # Width of the image, px
     ) -> FOTSLabels:   # score uint8 (h,w): 1 in cores; distances float32 (4,h,w), px; angle float32 (h,w), radians; mask uint8 (h,w): 1 where labels count
-        "The maps of one image"
+        "The maps of one image; `InputError` for flags that are not one a polygon"
         if len(ignore) != len(polygons): raise InputError(f'"ignore" needs one flag a polygon, got {len(ignore)} for {len(polygons)}')
         h,w = (-(-check_range(n, v, low=1, kind=int)//self.stride) for n,v in (('height', height), ('width', width)))
         score,mask = np.zeros((h,w), np.uint8), np.ones((h,w), np.uint8)
