@@ -18,7 +18,7 @@ def base_anchors(
     scales=(8, 16, 32),   # Sides in units of base_size
     center_offset=True,   # Around (base_size/2, base_size/2), else around (0, 0)
 ) -> torch.Tensor:        # Boxes, float (len(ratios)*len(scales), 4), px, a ratio after the other
-    "The anchors of the first cell"
+    "The anchors of the first cell; `InputError` for sizes, ratios or scales that are not above 0"
     r,s = torch.tensor(ratios, dtype=torch.float64).flatten(),torch.tensor(scales, dtype=torch.float64).flatten()
     for name,v in (('base_size', torch.tensor([base_size])), ('ratios', r), ('scales', s)):
         if not len(v) or not (v > 0).all() or not v.isfinite().all(): raise InputError(f'"{name}" must be above 0, at least one, got {v.tolist()}')
@@ -30,7 +30,7 @@ def base_anchors(
 def _per_level(v, n): return [v]*n if isinstance(v, (int, float)) else list(v)
 
 class AnchorGrid:
-    "The anchors of a feature map, or of several levels; kept for each size and device"
+    "The anchors of a feature map, or of several levels; kept for each size and device; `InputError` for strides that are not above 0, or base sizes that are not one a stride"
     def __init__(self,
         strides=16,          # Pixels between two cells, or one number a level
         base_sizes=16,       # Side of a square anchor at scale 1, px, or one number a level

@@ -52,13 +52,15 @@ class FRCNNItems:
         batch,           # A batch as a loader gives it
         max_n:int=4,     # Images to show
         width:float=2.2, # Width of each, inches
-    ): show_frcnn_batch(batch, self.names, max_n, width)
+    ):
+        "Draw a batch, each image with its boxes"
+        show_frcnn_batch(batch, self.names, max_n, width)
 
 def boxes_to_learn(
     sample:Sample,             # With `boxes`, `labels` and `ignore`
     keep_difficult:bool=False, # The difficult ones, too?
 ) -> tuple:                    # Boxes float32 (n,4), labels int64 (n,)
-    "What training is told about an image"
+    "What training is told about an image; `InputError` for a sample without boxes"
     if sample.boxes is None: raise InputError(f"'{sample.path}' has no boxes: read the samples with `read_box_samples`")
     use = np.ones(len(sample.boxes), bool) if keep_difficult else ~sample.ignore
     return sample.boxes[use], np.asarray(sample.labels, np.int64)[use]
@@ -110,7 +112,7 @@ def frcnn_samples(
     config:FasterRCNNConfig, # Settings: train_path, val_path, val_ratio, class_names, classes_path, images_folder, seed
     report:Report=None,      # Collects what could not be used; None starts one
 ) -> tuple:                  # Training samples, validation samples, names of the classes, the report
-    "What a run trains on, what it is judged by, and what it can name"
+    "What a run trains on, what it is judged by, and what it can name; `InputError` where no training set is named, or none of its images has a box"
     c, report = config, report if report is not None else Report('data of the run')
     if not c.train_path: raise InputError('`train_path` (`train_annotation_path`) is empty: name a VOC tree, a text file with a line an image, or a COCO file')
     names = tuple(c.class_names) or (tuple(get_classes(c.classes_path)[0]) if c.classes_path else None)

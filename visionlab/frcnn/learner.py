@@ -73,7 +73,9 @@ class FreezePhase(TrainingCallback):
     def before_epoch(self): self._freeze(self.learn.plan.place(self.epoch, 0)[0] < self.epochs)
     def before_batch(self):
         if self.iter: self._freeze(self.learn.plan.place(self.epoch, self.iter)[0] < self.epochs)     # a round may end in another epoch
-    def close(self): self._freeze(False)
+    def close(self):
+        "Let the backbone learn again"
+        self._freeze(False)
     def _freeze(self, frozen):
         net = bare_model(self.learn.model)
         if net.backbone_frozen != frozen: net.freeze_backbone(frozen)
@@ -88,6 +90,7 @@ class LateSchedule(EpochSchedule):
         super().__init__(**settings)
         self.late = late
     def factor(self, epoch, step=0, total=1):
+        "The same, with the epochs counted that were trained elsewhere"
         before = self.late*self.learn.plan.steps
         return super().factor(epoch + self.late, step + before, total + before)
 
@@ -121,10 +124,14 @@ class FRCNNEvaluator:
         classes=(),              # Names of the classes
     ): self.samples,self.config,self.fit,self.classes,self.score,self.sizes,self.found = samples,config,fit,tuple(classes),None,{},[]
 
-    def reset(self): self.found = []
+    def reset(self):
+        "Forget the last pass"
+        self.found = []
     def add(self,
         learn, # Learner in the middle of a validation batch: the last member of `pred` are the detections (B,K,6)
-    ): self.add_batch(learn.pred[-1])
+    ):
+        "Keep the detections of the batch the learner has just done"
+        self.add_batch(learn.pred[-1])
     def add_batch(self,
         found, # Detections of a batch, float (B,K,6), px of the network's frame
     ):
@@ -148,7 +155,7 @@ class FRCNNEvaluator:
     def worst(self,
         n:int=4, # How many
     ) -> list:   # Positions of the images, the worst first
-        "Images of the last pass with the most false and missed boxes"
+        "Images of the last pass with the most false and missed boxes; `InputError` before the first pass"
         if self.score is None: raise InputError('nothing is judged yet: train an epoch, or call `learn.validate()`')
         return self.score.worst(n)
 
@@ -205,7 +212,7 @@ def frcnn_learner(
     cbs=(),                  # More callbacks
     **kwargs,                # Passed on to `visionlab.training.learner.make_learner`
 ):                           # fastai `Learner`
-    "A fastai learner for Faster R-CNN"
+    "A fastai learner for Faster R-CNN; `InputError` where `metrics` needs validation images and there are none"
     c,valid = config,len(dls.loaders) > 1
     if c.metrics != 'loss' and not valid: raise InputError(f'`metrics` is {c.metrics}, which needs validation images: give `val_path`, a `val_ratio` above 0, or `metrics` loss')
     model = model if model is not None else frcnn_model(c, len(dls.vocab))
@@ -225,7 +232,7 @@ def padded_truth(
     labels, # Classes from 0 of each image, a list of (n,), or a tensor (B,M), -1 for padding
     device=None, # Where they are wanted
 ) -> tuple: # Boxes float (B,M,4), labels long (B,M), padded with -1
-    "Truth of a batch as two tensors"
+    "Truth of a batch as two tensors; `InputError` for labels that are not one a box"
     if torch.is_tensor(boxes) and boxes.ndim == 3 and torch.is_tensor(labels): return boxes.to(device).float(),labels.to(device).long()
     boxes,labels = [torch.as_tensor(np.asarray(b)).float().reshape(-1, 4) for b in boxes],[torch.as_tensor(np.asarray(l)).long().reshape(-1) for l in labels]
     if [len(b) for b in boxes] != [len(l) for l in labels]: raise InputError(f'"labels" needs one class for each box, got {[len(b) for b in boxes]} boxes and {[len(l) for l in labels]} labels an image')
@@ -260,7 +267,7 @@ class FRCNNStepTrainer(nn.Module):
         return [*parts.values(), sum(parts.values())]
 
     def train_step(self, imgs, bboxes, labels, scale=1.):
-        "`forward`, and a step of the optimiser; the losses"
+        "`forward`, and a step of the optimiser; the losses; `InputError` without an optimiser"
         if self.optimizer is None: raise InputError('`train_step` needs an optimiser: FasterRCNNTrainer(model, optimizer)')
         self.optimizer.zero_grad()
         losses = self.forward(imgs, bboxes, labels, scale)
@@ -306,12 +313,14 @@ class FasterRCNNTrainer(Trainer):
         if report is not None and len(report): self.say(f'not all of the data is used as it is: {report.brief()}')
 
     @property
-    def epochs(self): return self.config.epochs - self.config.start_epoch     # the first ones were trained elsewhere
+    def epochs(self):
+        "Epochs of the run; the first ones were trained elsewhere"
+        return self.config.epochs - self.config.start_epoch
 
     def resume(self,
         path, # Checkpoint of the run
     ):        # The trainer itself
-        "Go on where a checkpoint stopped, exactly"
+        "Go on where a checkpoint stopped, exactly; `InputError` where its classes are not those of the data"
         old = tuple(load_checkpoint(path, 'frcnn')['classes'] or ())
         if old != self.classes: raise InputError(f"the run cannot be resumed: its classes were {', '.join(old)}, those of the data are {', '.join(self.classes)}. Use `finetune_checkpoint` to take the weights along into a new run.")
         return super().resume(path)

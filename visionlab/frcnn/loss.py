@@ -33,7 +33,7 @@ def smooth_l1_loss(
     sigma=1.,               # Square below 1/sigma², straight above
     normalise='positives',  # Divide by the number of 'positives' (label above 0) or of 'samples' (0 and above), an image
 ):                          # Scalar
-    "Smooth L1 over the offsets of positive boxes, mean over the images"
+    "Smooth L1 over the offsets of positive boxes, mean over the images; `InputError` for shapes that do not fit together"
     check_choice('normalise', normalise, ('positives', 'samples'))
     if labels is None: labels = torch.ones(pred.shape[:-1], dtype=torch.long, device=pred.device)
     if pred.shape != target.shape or labels.shape != pred.shape[:-1]: raise InputError(f'"pred", "target" and "labels" need the shapes (B,N,4), (B,N,4), (B,N), got {tuple(pred.shape)}, {tuple(target.shape)}, {tuple(labels.shape)}')
@@ -47,7 +47,7 @@ def class_loss(
     scores, # Logits, float (B,N,C) or (N,C), class 0 is background
     labels, # Classes, long (B,N) or (N,); -1 does not count
 ):          # Scalar
-    "Mean cross-entropy over what counts, then over the images"
+    "Mean cross-entropy over what counts, then over the images; `InputError` for shapes that do not fit together"
     scores,counts = scores.float(),labels >= 0
     if scores.shape[:-1] != labels.shape: raise InputError(f'"scores" and "labels" need the shapes (B,N,C) and (B,N), got {tuple(scores.shape)} and {tuple(labels.shape)}')
     if scores.shape[-1] == 2:

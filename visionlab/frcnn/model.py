@@ -227,7 +227,9 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
         if weight is None or x.dtype != weight.dtype or not (x.requires_grad and torch.is_grad_enabled()): return F.batch_norm(x, *constant, weight, bias, False, 0., self.eps)     # no backward pass, or mixed precision
         factor = weight*(self.running_var + self.eps).rsqrt()
         return torch.addcmul((bias - self.running_mean*factor)[:, None, None], x, factor[:, None, None])
-    def train(self, mode=True): return super().train(False)
+    def train(self, mode=True):
+        "Stays in evaluation mode, whatever is asked"
+        return super().train(False)
 
 def frozen_norms(
     net, # Network whose `nn.BatchNorm2d` are frozen in place
@@ -262,7 +264,7 @@ def _parts(backbone, pretrained, fpn, stride, dilate, layer, head, width):
 
 # %% ../../nbs/frcnn/06_model.ipynb #6979dc9b
 class FasterRCNN(nn.Module):
-    "Boxes and classes of the things in images"
+    "Boxes and classes of the things in images; `InputError` for a pyramid on VGG-16, or a stride other than 8 and 16"
     def __init__(self,
         num_classes:int=20,          # Classes, background not counted
         anchor_scales=(8, 16, 32),   # Sides of anchors in units of 16 px; of their level's stride with `fpn`, where (8,) is usual
@@ -407,7 +409,7 @@ def load_torchvision_frcnn(
     bn_eps=1e-5,        # What BatchNorm adds to the variance: 0 for the published COCO weights
     **settings,         # Passed on to `FasterRCNN`; by default torchvision's own numbers
 ) -> FasterRCNN:        # In evaluation mode, classes from 0 without background
-    "A network of ours with the weights of torchvision's, and its answers"
+    "A network of ours with the weights of torchvision's, and its answers; `InputError` where weights are missing"
     found = {_torchvision_names(k): v for k,v in state_dict.items()}
     if 'head.score.weight' not in found: raise InputError('"state_dict" lacks roi_heads.box_predictor.cls_score.weight: give the weights of the whole fasterrcnn_resnet50_fpn')
     for k in ('rpn.score.weight', 'rpn.score.bias'): found[k] = torch.stack([torch.zeros_like(found[k]), found[k]], 1).flatten(0, 1)

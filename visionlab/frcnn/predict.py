@@ -53,9 +53,13 @@ class FRCNNResult:
     classes:tuple = () # Name of each class
 
     @property
-    def names(self): return [self.classes[k] if k < len(self.classes) else str(k) for k in self.labels]
+    def names(self):
+        "Name of the class of each box"
+        return [self.classes[k] if k < len(self.classes) else str(k) for k in self.labels]
     @property
-    def counts(self): return {n: self.names.count(n) for n in dict.fromkeys(self.names)}     # name -> how many
+    def counts(self):
+        "Name -> how many"
+        return {n: self.names.count(n) for n in dict.fromkeys(self.names)}
     def __len__(self): return len(self.boxes)
     def __repr__(self): return f'FRCNNResult({", ".join(f"{k} {n}" for n,k in self.counts.items()) or "nothing found"})'
     def _repr_html_(self): return html_table(['object', 'score', 'left', 'top', 'right', 'bottom'], [[n, f'{s:.3f}', *(f'{v:.1f}' for v in b)] for n,s,b in zip(self.names, self.scores, self.boxes)])
@@ -130,7 +134,9 @@ class FRCNNEvaluation:
         left = f'\n{self.report.summary()}' if len(self.report) else ''
         return f'{self.voc}\n{self.coco.headline()}{left}'
     def _repr_html_(self): return self.voc._repr_html_() + self.coco._repr_html_()
-    def to_dict(self): return dict(voc=self.voc.to_dict(), coco=self.coco.to_dict())
+    def to_dict(self):
+        "Plain values for JSON: VOC's figures and COCO's"
+        return dict(voc=self.voc.to_dict(), coco=self.coco.to_dict())
     def worst(self,
         n:int=4, # How many
     ) -> list:   # `Sample`s, the worst first
@@ -185,7 +191,7 @@ def evaluate_frcnn(
     results=None,        # Folder for the detections as COCO and as VOC take them; None: not written
     **settings,          # As for `frcnn_predictor`
 ) -> FRCNNEvaluation:
-    "Score a Faster R-CNN checkpoint on images with boxes, in their own pixels"
+    "Score a Faster R-CNN checkpoint on images with boxes, in their own pixels; `InputError` where no image can be used"
     check_range('batch_size', batch_size, 1, kind=int)
     checkpoint,report = load_checkpoint(checkpoint, 'frcnn'),Report('data of the evaluation')
     c,names = _frcnn_settings(checkpoint, settings),tuple(checkpoint['classes'])
@@ -213,14 +219,16 @@ class FRCNNExport:
     @staticmethod
     def parts(
         checkpoint:dict, # What `load_checkpoint` gave
-    ): raise InputError('Faster R-CNN cannot be exported to ONNX by this version: its two looks have not been divided into parts with free sizes. `visionlab predict` runs the checkpoint as it is')
+    ):
+        "No parts: `InputError` that says why"
+        raise InputError('Faster R-CNN cannot be exported to ONNX by this version: its two looks have not been divided into parts with free sizes. `visionlab predict` runs the checkpoint as it is')
 
 def prune_frcnn(
     source,    # Path of a checkpoint, or what `load_checkpoint` gave
     output='', # File that would be written
     **options, # sparsity, skip, multiple, data
 ):
-    "The answer to `visionlab prune`"
+    "The answer to `visionlab prune`; `InputError` that says why not, and what to do instead"
     load_checkpoint(source, 'frcnn')
     raise InputError('Faster R-CNN cannot be pruned: its channels cannot be followed through the places that are cut out for the second look. Train a smaller network instead: --backbone resnet18, or --head mlp with a smaller --head-width')
 

@@ -66,7 +66,7 @@ def _keep_in_turn(boxes, there, group, iou, n):
 
 # %% ../../nbs/frcnn/03_proposals.ipynb #65785460
 class ProposalCreator:
-    "From the first look's answers to proposals, for a batch"
+    "From the first look's answers to proposals, for a batch; `InputError` for a `drop_small` that is neither 'before' nor 'after'"
     def __init__(self,
         nms:float=.7,           # Of two proposals with an IoU above this the worse one goes, (0, 1]
         n_pre_train:int=12000,  # Training: the best before NMS, of each level
@@ -126,7 +126,7 @@ def best(self:ProposalCreator,
     n_pre,  # How many of each level
     counts, # Anchors of each level, or None
 ) -> tuple: # Places (B,K), their scores (B,K), bool (B,K): is it one?, level of each place (K,)
-    "Step 4: the best of each level, the best first"
+    "Step 4: the best of each level, the best first; `InputError` where `counts` are not of all anchors together"
     none,good = float('-inf'),good & (scores == scores)
     ats,values,start = [],[],0
     for n in (counts or [scores.shape[1]]):

@@ -174,7 +174,7 @@ def drawn(self:AnchorTargetCreator,
 
 # %% ../../nbs/frcnn/04_targets.ipynb #09d31822
 class ProposalTargetCreator:
-    "Proposals that the head shall learn from, their classes and offsets"
+    "Proposals that the head shall learn from, their classes and offsets; `InputError` for a `std` that is not four numbers above 0"
     def __init__(self,
         n_sample:int=128,            # Proposals an image
         pos_ratio:float=.5,          # Largest share of positives, [0, 1]
