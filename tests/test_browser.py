@@ -48,7 +48,8 @@ def browsers():
     with Browser() as light, Browser(dark=True) as dark: yield light, dark
 
 
-LOOKS = [(p, screen, dark) for p in PAGES for screen, dark in (('wide', False), ('phone', True))] + [('index', 'wide', True), ('index', 'phone', False)]
+WHOLE = ('index', 'tutorials/blood_cells', 'tutorials/made_small', 'fots/config')      # with wide tables and many pictures: seen in all four ways, the others in two
+LOOKS = [(p, screen, dark) for p in PAGES for screen, dark in (('wide', False), ('phone', True))] + [(p, screen, dark) for p in WHOLE for screen in SCREENS for dark in (False, True) if p not in PAGES or (screen, dark) not in (('wide', False), ('phone', True))]
 
 
 @pytest.mark.parametrize('page, screen, dark', LOOKS, ids=[f'{p}-{s}-{"dark" if d else "light"}' for p, s, d in LOOKS])

@@ -1,13 +1,15 @@
 """PAN runs from end to end: a killed and resumed run is bit-identical to an undisturbed one, whatever the workers; a short one learns."""
+import contextlib
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
 import torch
 
+from visionlab.cli.app import main
 from visionlab.core.config import replace_config
 from visionlab.datasets.toy import make_toy_text
 from visionlab.inference import load_predictor
@@ -37,21 +39,35 @@ def same(a, b, path=''):
 
 def command(toy, out, name, epochs, workers, *more):
     flags = {k.replace('_', '-'): v for k, v in dict(common, num_workers=workers, epochs=epochs, output_dir=out, name=name, train_path=f'{toy}/train').items()}
-    words = [w for k, v in flags.items() for w in (f'--{k}', str(v))]
-    return [sys.executable, '-c', 'import sys; from visionlab.cli.app import main; sys.exit(main())', 'train', 'pan', *words, *more]
+    return ['train', 'pan', *(w for k, v in flags.items() for w in (f'--{k}', str(v))), *more]
+
+
+def in_a_group_of_its_own(words):
+    "The command in a process that can be killed together with its loaders' workers"
+    os.setsid()
+    multiprocessing.set_start_method('fork', force=True)
+    torch.set_num_threads(1)
+    with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere): sys.exit(main(words))
 
 
 @pytest.mark.parametrize('before, after', [(0, 2), (2, 0)])
-def test_killed_and_resumed_is_bit_identical(toy, tmp_path, before, after):
-    env = dict(os.environ, OMP_NUM_THREADS='1')
-    subprocess.run(command(toy, tmp_path, 'whole', 3, before), env=env, check=True, capture_output=True)
+def test_killed_and_resumed_is_bit_identical(toy, tmp_path, processes, before, after):
+    def start(*words):
+        p = processes.Process(target=in_a_group_of_its_own, args=(command(*words),))
+        p.start()
+        return p
+    whole = start(toy, tmp_path, 'whole', 3, before)
+    whole.join()
     latest = tmp_path/'killed'/'latest.pth'
-    p = subprocess.Popen(command(toy, tmp_path, 'killed', 3, before), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    while not latest.exists() and p.poll() is None: time.sleep(0.005)
+    p = start(toy, tmp_path, 'killed', 3, before)
+    while not latest.exists() and p.is_alive(): time.sleep(0.005)
     time.sleep(0.05)
-    os.killpg(p.pid, signal.SIGKILL); p.wait()
+    os.killpg(p.pid, signal.SIGKILL)
+    p.join()
     assert load_checkpoint(latest)['epoch'] < 3, 'the run was over before it was killed'
-    subprocess.run(command(toy, tmp_path, 'killed', 3, after, '--resume-checkpoint', str(latest)), env=env, check=True, capture_output=True)
+    on = start(toy, tmp_path, 'killed', 3, after, '--resume-checkpoint', str(latest))
+    on.join()
+    assert (whole.exitcode, p.exitcode, on.exitcode) == (0, -signal.SIGKILL, 0)
     a, b = (load_checkpoint(tmp_path/n/'latest.pth') for n in ('whole', 'killed'))
     for ck in (a, b): ck['stopper'].pop('seconds')   # how long epochs took may differ, nothing else
     for part in ('model', 'optimizer', 'rng', 'epoch', 'best', 'stopper', 'history', 'thresholds'): same(a[part], b[part], part)
