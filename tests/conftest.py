@@ -7,7 +7,6 @@ import pytest
 
 os.environ['NO_ALBUMENTATIONS_UPDATE'] = '1'
 os.environ['MPLBACKEND'] = 'Agg'
-os.environ.setdefault('OMP_NUM_THREADS', '1')       # for the programs that tests start: several workers share the cores, and threads that wait for each other take ten times as long
 
 
 @pytest.fixture(scope='session')
