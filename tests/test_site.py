@@ -45,6 +45,13 @@ def test_names_of_chapters_are_links(site):
     assert '#decode_rules' not in (site/'explanations/embeddings.html').read_text(encoding='utf-8')          # a constant has no heading: its page will do
 
 
+def test_photographs_are_light(site):
+    "A photograph in an output is WebP on its page, plots stay PNG, and every picture that a page names is there"
+    page = (site/'tutorials/first_walk.html').read_text(encoding='utf-8')
+    named = re.findall(r'<img[^>]*src="(first_walk_files/[^"]+)"', page)
+    assert {Path(n).suffix for n in named} == {'.png', '.webp'} and all((site/'tutorials'/n).read_bytes()[:4] == {'.png': b'\x89PNG', '.webp': b'RIFF'}[Path(n).suffix] for n in named)
+
+
 def test_no_addresses(site):
     "A page holds what a build makes of its notebook, and no two builds differ"
     assert not [p for p in site.rglob('*.html') if re.search(r'at 0x[0-9a-f]{6,}', html.unescape(re.sub('<[^>]*>', '', p.read_text(encoding='utf-8'))))]
@@ -52,8 +59,8 @@ def test_no_addresses(site):
 
 def test_committed_site_is_there():
     assert (root/'docs/index.html').exists() and (root/'docs/.nojekyll').exists()
-    assert sum(f.stat().st_size for f in (root/'docs').rglob('*') if f.is_file()) < 25*2**20
-    assert not [f for f in (root/'docs').rglob('*') if f.is_file() and f.stat().st_size > 1.5*2**20]
+    assert sum(f.stat().st_size for f in (root/'docs').rglob('*') if f.is_file()) < 25e6
+    assert not [f for f in (root/'docs').rglob('*') if f.is_file() and f.stat().st_size > 1.5e6]
 
 
 def test_broken_links_fail(tmp_path):

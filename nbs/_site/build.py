@@ -3,7 +3,7 @@
 Nothing is downloaded and no Quarto is needed. `main('docs')` writes the site; a broken link, a symbol without
 its place in a page's contents or a notebook outside the sidebar ends the build with a list of what is wrong.
 """
-import ast, html, json, os, re, shutil, subprocess, sys, tempfile
+import ast, html, io, json, os, re, shutil, subprocess, sys, tempfile
 from concurrent.futures import ProcessPoolExecutor
 from html.parser import HTMLParser
 from multiprocessing import get_context
@@ -17,6 +17,7 @@ from nbdev import processors as procs
 from nbdev.config import get_config
 from execnb.nbio import read_nb
 from latex2mathml.converter import convert as tex_to_mathml
+from PIL import Image
 from traitlets.config import Config
 
 here = Path(__file__).resolve().parent
@@ -182,12 +183,22 @@ def render(nb_path, out):
         exporter = MarkdownExporter(config=Config({'NbConvertBase': {'display_data_priority': ['text/html', 'image/svg+xml', 'image/png', 'text/markdown', 'text/plain']}}))
         text, res = exporter.from_filename(str(clean), resources={'output_files_dir': f'{dest.stem}_files'})
     for name, data in (res.get('outputs') or {}).items():
-        f = dest.parent/name
+        short, data = lighter(name, data)
+        if short != name: text = text.replace(name, short)
+        f = dest.parent/short
         f.parent.mkdir(parents=True, exist_ok=True)
         f.write_bytes(data)
     text = re.sub(r'<!-- WARNING:.*?-->', '', text)
     dest.write_text(local_links(_subtitle(text), page_path(nb_path)), encoding='utf-8')
     return str(page_path(nb_path)), symbols
+
+
+def lighter(name, data, least=30_000):
+    "Name and bytes of a picture on the page: photographs kept as PNG weigh several times what WebP needs; plots stay as they are"
+    if Path(name).suffix != '.png' or len(data) < least: return name, data
+    small = io.BytesIO()
+    Image.open(io.BytesIO(data)).save(small, 'WEBP', quality=90, method=6)
+    return (str(Path(name).with_suffix('.webp')), small.getvalue()) if small.tell() < len(data)/2 else (name, data)
 
 
 def _plain(nb):
@@ -342,5 +353,5 @@ def prose_only(index):
 def main(out='docs'):
     faults = build(root/out, readme=True)
     if faults: sys.exit('the site was not built:\n' + '\n'.join(f'- {f}' for f in faults))
-    size = sum(f.stat().st_size for f in (root/out).rglob('*') if f.is_file())/2**20
+    size = sum(f.stat().st_size for f in (root/out).rglob('*') if f.is_file())/1e6
     print(f'{out}/index.html: {len(list((root/out).rglob("*.html")))} pages, {size:.1f} MB')
