@@ -54,7 +54,9 @@ from ..inference.draw import picture_sheet
 from ..inference.draw import save_image
 from ..inference.predictor import Predictor
 from ..inference.words import TextResult
+from ..metrics.reading import ReadingScore
 from ..metrics.reading import image_lexicons
+from ..metrics.text import TextScore
 from ..training.checkpoint import load_checkpoint
 from ..training.checkpoint import restore_model
 
@@ -183,17 +185,17 @@ def fots_predictor(
 @dataclass
 class FOTSEvaluation:
     "What an evaluation found out"
-    figures:dict     # Name -> figure, as `FOTSEvaluator.compute` gives them
-    words:object     # `TextScore` of the places, None for a network that only reads
-    spots:dict       # Protocol -> `SpottingScore`, empty unless words are found and read
-    reading:object   # `ReadingScore` at the true places, None for a detector
-    min_score:float  # Score cut that was used, None for the published rule
-    skipped:int      # Images that the rejector skipped
-    wrongly:int      # ... though they hold a word that counts
-    report:Report    # What could not be used
-    seconds:float    # Time of network, decoding and reading of what was found, s
-    results:list     # A `TextResult` an image that was searched
-    samples:list     # Its `Sample`s, in the same order
+    figures:dict         # Name -> figure, as `FOTSEvaluator.compute` gives them
+    words:TextScore      # Figures of the places, None for a network that only reads
+    spots:dict           # Protocol -> `SpottingScore`, empty unless words are found and read
+    reading:ReadingScore # Figures of reading at the true places, None for a detector
+    min_score:float      # Score cut that was used, None for the published rule
+    skipped:int          # Images that the rejector skipped
+    wrongly:int          # ... though they hold a word that counts
+    report:Report        # What could not be used
+    seconds:float        # Time of network, decoding and reading of what was found, s
+    results:list         # A `TextResult` an image that was searched
+    samples:list         # Its `Sample`s, in the same order
 
     def __repr__(self):
         lines = [str(self.words)] if self.words is not None else []

@@ -39,6 +39,8 @@ from ..inference.draw import draw_boxes
 from ..inference.draw import picture_sheet
 from ..inference.draw import save_image
 from ..inference.predictor import Predictor
+from ..metrics.detection import CocoScore
+from ..metrics.detection import DetectionScore
 from ..metrics.detection import coco_ap
 from ..metrics.detection import voc_ap
 from ..training.checkpoint import load_checkpoint
@@ -122,13 +124,13 @@ def frcnn_predictor(
 @dataclass
 class FRCNNEvaluation:
     "What an evaluation found out"
-    voc:object       # `DetectionScore` at IoU 0.5
-    coco:object      # `CocoScore`
-    samples:list     # The `Sample`s, in order
-    preds:list       # For each: boxes xyxy px, classes from 0, scores
-    names:tuple      # Names of the classes
-    report:Report    # What could not be used
-    seconds:float    # Time from reading to boxes, s
+    voc:DetectionScore # Figures at IoU 0.5
+    coco:CocoScore     # COCO's figures
+    samples:list       # The `Sample`s, in order
+    preds:list         # For each: boxes xyxy px, classes from 0, scores
+    names:tuple        # Names of the classes
+    report:Report      # What could not be used
+    seconds:float      # Time from reading to boxes, s
 
     def __repr__(self):
         left = f'\n{self.report.summary()}' if len(self.report) else ''

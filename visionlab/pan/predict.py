@@ -28,6 +28,8 @@ from ..datasets.transforms import normalise
 from ..inference.draw import draw_polygons
 from ..inference.draw import save_image
 from ..inference.predictor import Predictor
+from ..metrics.text import MissTable
+from ..metrics.text import TextScore
 from ..metrics.text import explain_misses
 from ..metrics.text import text_hmean
 from .config import PANConfig
@@ -63,9 +65,9 @@ def pan_predictor(
 @dataclass
 class PANEvaluation:
     "What an evaluation found out"
-    words:object         # `TextScore`: precision, recall, hmean, per image
+    words:TextScore      # Precision, recall, hmean, per image
     text_iou:float       # Intersection over union of text pixels, 0 to 1
-    misses:object        # `MissTable`: why words were missed
+    misses:MissTable     # Why words were missed
     min_score:float      # Score cut that was used, None for the convention's own
     report:Report        # What could not be used
     seconds:float        # Time from reading to outlines, s

@@ -36,6 +36,7 @@ from ..inference.draw import save_image
 from ..inference.predictor import Predictor
 from ..inference.tiles import predict_tiled
 from ..metrics.segmentation import ConfusionMatrix
+from ..metrics.segmentation import SegmentationScore
 from .config import IGNORED_PIXEL
 from .config import SegmentationConfig
 from .config import segmentation_paths
@@ -239,11 +240,11 @@ def segmentation_predictor(
 @dataclass
 class SegmentationEvaluation:
     "What an evaluation found out"
-    score:object         # `SegmentationScore`: IoU, dice and more, by class and averaged
-    matrix:object        # `ConfusionMatrix`
-    samples:list         # The `Sample`s, in order
-    report:Report        # What could not be used
-    seconds:float        # Time from reading to masks, s
+    score:SegmentationScore # IoU, dice and more, by class and averaged
+    matrix:ConfusionMatrix  # Which class was taken for which
+    samples:list            # The `Sample`s, in order
+    report:Report           # What could not be used
+    seconds:float           # Time from reading to masks, s
 
     def __repr__(self):
         left = f'\n{self.report.summary()}' if len(self.report) else ''
