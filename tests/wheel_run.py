@@ -1,4 +1,4 @@
-"""What the wheel must be able to do in an environment without development extras, for tests/test_wheel.py: imports, and a short run of every system.
+"""What the wheel must be able to do in an environment without development extras, for tests/wheel.py: imports, and a short run of every system.
 
 python wheel_run.py OUT: runs in a folder outside the tree and prints what it did"""
 import importlib

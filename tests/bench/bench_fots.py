@@ -7,10 +7,12 @@ its times to this machine and hour.
 import cv2
 import numpy as np
 import torch
-from .bench_pan_decode import YARDSTICK, boxes, in_turns
 from visionlab.fots.decode import decode_fots
 from visionlab.fots.rotate import roi_rotate
 from visionlab.fots.targets import FOTSMaps, FOTSTargets, rect_quads
+
+from . import in_turns
+from .bench_pan_decode import YARDSTICK, boxes
 
 PEER = {20: 150., 200: 1040.}   # ms, single thread
 

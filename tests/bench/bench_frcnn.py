@@ -1,5 +1,4 @@
 """The parts of Faster R-CNN between network and loss beside torchvision's, image of 600x800 px, 16,650 anchors, 20 boxes."""
-import time
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +8,9 @@ from visionlab.frcnn.proposals import ProposalCreator
 from visionlab.frcnn.targets import AnchorTargetCreator, ProposalTargetCreator
 from visionlab.geometry.boxes import box_iou, encode_boxes
 
+from . import in_turns
+
 SIZE = (600, 800)
-
-
-def pairs(ours, reference, rounds):
-    "Median milliseconds of processor time of both, taken in turn, so that other work on the machine hits both alike"
-    def timed(f):
-        start = time.process_time()
-        f()
-        return (time.process_time() - start)*1000
-    for f in (ours, reference, ours, reference): f()
-    t = [(timed(ours), timed(reference)) for _ in range(rounds)]
-    return tuple(float(np.median([x[i] for x in t])) for i in (0, 1))
 
 
 def scene():
@@ -34,7 +24,7 @@ def anchor_targets(rounds=200):
     from torchvision.ops import box_iou as tv_iou
     anchors, boxes, labels = scene()
     match, create = Matcher(.7, .3, allow_low_quality_matches=True), AnchorTargetCreator()
-    return pairs(lambda: create(boxes, labels, anchors, SIZE), lambda: match(tv_iou(boxes, anchors)), rounds)
+    return in_turns(lambda: create(boxes, labels, anchors, SIZE), lambda: match(tv_iou(boxes, anchors)), n=rounds)
 
 
 def answers(kind):
@@ -63,7 +53,7 @@ def proposals(kind, train, rounds=9):
     ours = lambda: create(locs, scores, anchors, SIZE, train=train)
     rois, valid, _ = ours()
     torch.testing.assert_close(rois[valid], theirs(), rtol=0, atol=1e-3)      # the same boxes, or there is nothing to compare
-    return pairs(ours, theirs, rounds)
+    return in_turns(ours, theirs, n=rounds)
 
 
 def proposal_targets(rounds=200):
@@ -73,7 +63,7 @@ def proposal_targets(rounds=200):
     rest = AnchorGrid()((37, 50))[:2000 - int(valid.sum())]
     rois = torch.cat([rois[valid], rest])[None]
     heads, create = RoIHeads(None, None, None, .5, .5, 128, .5, None, .05, .5, 100), ProposalTargetCreator()
-    return pairs(lambda: create(rois, None, boxes[None], labels[None]), lambda: heads.select_training_samples([rois[0]], [dict(boxes=boxes, labels=labels + 1)]), rounds)
+    return in_turns(lambda: create(rois, None, boxes[None], labels[None]), lambda: heads.select_training_samples([rois[0]], [dict(boxes=boxes, labels=labels + 1)]), n=rounds)
 
 
 def rows():

@@ -1,8 +1,9 @@
 """A training step and an evaluation step of Faster R-CNN beside torchvision's in the better of two memory layouts: the same weights, image, numbers of proposals and precision, in turn."""
-import time
-
+import numpy as np
 import torch
 from torch import nn
+
+from . import in_turns
 
 PRE, POST, PRE_TEST, POST_TEST, SAMPLES, ROIS = 2000, 1000, 1000, 300, 256, 64
 CLASSES = 20
@@ -98,17 +99,6 @@ def steps(size, **kwargs):
     return [step(m, size) for m in (ours(**kwargs).to(memory_format=torch.channels_last), theirs(), theirs().to(memory_format=torch.channels_last))]
 
 
-def turns(functions, rounds):
-    "Least processor time of each in ms, taken in turn, so that other work on the machine hits all alike"
-    def timed(f):
-        start = time.process_time()
-        f()
-        return (time.process_time() - start)*1000
-    for f in functions: f()
-    times = [[timed(functions[k]) for k in order] for i in range(rounds) for order in [range(len(functions)) if i % 2 else range(len(functions))[::-1]]]
-    return [float(min(t[k] if i % 2 else t[-1 - k] for i, t in enumerate(times))) for k in range(len(functions))]
-
-
 CASES = {'resnet18 to stride 8, two linear layers, 240x320': ((240, 320), dict(backbone='resnet18', feature_stride=8, dilate=False, head='mlp', anchor_scales=(2, 4, 8), roi_layer='RoIAlign')),
          'resnet18 to stride 16, last stage, 320x416': ((320, 416), dict(backbone='resnet18', roi_layer='RoIAlign')),
          'resnet50 with a pyramid, 256x320': ((256, 320), dict(backbone='resnet50', fpn=True, anchor_scales=(8,)))}
@@ -118,7 +108,7 @@ def rows(rounds=9):
     for name, (size, kwargs) in CASES.items():
         training, evaluation = zip(*steps(size, **kwargs))
         for what, functions in (('evaluation', evaluation), ('training', training)):
-            mine, *theirs = turns(functions, rounds)
+            mine, *theirs = in_turns(*functions, n=2*rounds, warm=1, of=np.min)
             yield f'{what}, {name}', mine, min(theirs), mine/min(theirs), 1.
 
 

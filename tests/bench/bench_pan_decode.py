@@ -3,10 +3,11 @@
 Those were timed on another day: 42 ms with 20 words and 34 ms with 200 (WenmuZhou/PAN.pytorch, C++), when `cv2.connectedComponents` of a
 640x640 map with 400 boxes took 0.43 ms. That yardstick is timed again here, in turns with ours, and scales them to this machine and hour.
 """
-import time
 import cv2
 import numpy as np
 from visionlab.pan.decode import decode_pan
+
+from . import in_turns
 
 PEER = {20: 42., 200: 34.}  # ms, single thread
 YARDSTICK = .43             # ms, in the same run as the peers
@@ -33,17 +34,6 @@ def boxes():
     m = np.zeros((640, 640), np.uint8)
     for i in range(400): m[i//20*32 + 12:i//20*32 + 20, i % 20*32 + 8:i % 20*32 + 24] = 1
     return m
-
-
-def in_turns(*calls, n=40):
-    "Median CPU ms of each call (as the peers were timed), alternately, so that other work on the machine disturbs little"
-    times = []
-    for _ in range(n):
-        row = []
-        for c in calls:
-            start = time.process_time(); c(); row.append(time.process_time() - start)
-        times.append(row)
-    return np.median(times[3:], axis=0)*1e3
 
 
 def rows():

@@ -3,12 +3,12 @@
 Those were timed on another day: 27 ms at 4x6x160x160 (pan_pp.pytorch) and 267 ms at 4x6x640x640 (PAN.pytorch), ten words an image, when
 `torch.sort(torch.randn(2**20))` took 91 ms. That sort is timed again here, in turns with ours, and scales them to this machine and hour.
 """
-import time
-
 import numpy as np
 import torch
 
 from visionlab.pan.loss import PANLoss
+
+from . import in_turns
 
 PEER = {160: 27., 640: 267.}  # ms
 YARDSTICK = 91.               # ms, in the same run as the peers
@@ -36,17 +36,6 @@ def batch(size, words=10, images=4, seed=0):
     return pred.requires_grad_(), text, kernel, mask
 
 
-def in_turns(*calls, n=15):
-    "Median processor time of each call in ms, taken alternately; the peers were timed by that clock too"
-    times = []
-    for _ in range(n):
-        row = []
-        for c in calls:
-            start = time.process_time(); c(); row.append((time.process_time() - start)*1e3)
-        times.append(row)
-    return np.median(times[2:], axis=0)
-
-
 def rows():
     out = []
     for size in (160, 640):
@@ -56,7 +45,7 @@ def rows():
             def step():
                 pred.grad = None
                 loss(pred, *labels).backward()
-            ours, yard = in_turns(step, lambda: torch.sort(torch.randn(2**20)))
+            ours, yard = in_turns(step, lambda: torch.sort(torch.randn(2**20)), n=15)
             peer = PEER[size]*yard/YARDSTICK
             out.append((f'pan loss fwd+bwd 4x6x{size}x{size}, 10 words, {convention}', ours, peer, ours/peer, .3))
     return out
