@@ -121,6 +121,16 @@ def test_metadata(exported):
     assert json.loads(raw['classes']) == about['classes'] and raw['system'] == 'multilabel'
 
 
+@pytest.mark.parametrize('made, said', [('99', r"'new.onnx' was written by visionlab \S+, which is newer than this one .*: update to read it"), ('"1"', "'new.onnx' is damaged: its format_version is '1'")])
+def test_a_file_of_another_format(exported, tmp_path, monkeypatch, made, said):
+    import onnx
+    monkeypatch.chdir(tmp_path)
+    model = onnx.load(str(exported('multilabel')[1].path))
+    next(p for p in model.metadata_props if p.key == 'format_version').value = made
+    onnx.save(model, 'new.onnx')
+    with pytest.raises(InputError, match=said): onnx_predictor('new.onnx')
+
+
 def test_parts_of_a_spotter(exported):
     path, done = exported('fots')
     assert [f['path'].name for f in done.files] == ['fots.onnx', 'fots.reader.onnx', 'fots.rejector.onnx']
