@@ -18,8 +18,9 @@ from ..core.files import image_size
 from ..core.files import read_image
 from ..core.files import read_lines
 from .readers import IGNORE_TEXTS
-from .readers import _IMAGE_DIRS
-from .readers import _LABEL_DIRS
+from .readers import IMAGE_FOLDERS
+from .readers import LABEL_FOLDERS
+from .readers import find_subfolder
 from .samples import Report
 from .samples import Sample
 from .samples import error_reason
@@ -41,8 +42,7 @@ def is_word_folder(
 ) -> bool:    # A folder with gt.txt and images, and without folders for images and labels?
     "Does a path look like a set of word images?"
     path = Path(path).expanduser()
-    has = lambda names: any((path/n).is_dir() for n in names)
-    if not path.is_dir() or not (path/'gt.txt').is_file() or (has(_IMAGE_DIRS) and has(_LABEL_DIRS)): return False
+    if not path.is_dir() or not (path/'gt.txt').is_file() or (find_subfolder(path, IMAGE_FOLDERS) and find_subfolder(path, LABEL_FOLDERS)): return False
     try: parse_word_line(next((l for l in read_lines(path/'gt.txt') if l.strip('\ufeff \t')), ''))
     except InputError: return False
     return True
@@ -123,8 +123,8 @@ def draw_sheet(
     "Lay the words of a sheet out on a page"
     rng = np.random.default_rng(rng_seed)
     images = [read_image(w.path) for w in sheet.words]
-    h = np.exp(rng.uniform(*np.log(height), len(images)))
-    w = h*np.array([im.shape[1]/im.shape[0] for im in images])*np.exp(rng.uniform(*np.log(stretch), len(images)))
+    h = np.exp(rng.uniform(np.log(height[0]), np.log(height[1]), len(images)))
+    w = h*np.array([im.shape[1]/im.shape[0] for im in images])*np.exp(rng.uniform(np.log(stretch[0]), np.log(stretch[1]), len(images)))
     places,sizes = lay_out(np.stack([w, h], 1), size)
     page = np.full((size, size, 3), rng.integers(0, 256), np.uint8)
     quads = np.empty((len(images), 4, 2))
