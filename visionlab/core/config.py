@@ -206,7 +206,7 @@ def field_help(
         tokens = tokenize.generate_tokens(io.StringIO(text).readline) if text else ()
         notes = {t.start[0]: (t.start[1], t.string.lstrip('# ').strip(), t.line.strip()[0] == '#') for t in tokens if t.type == tokenize.COMMENT}
         for node in ast.parse(text).body[0].body if text else ():
-            if not isinstance(node, ast.AnnAssign): continue
+            if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name): continue
             line = node.end_lineno
             column,said,alone = notes.get(line, (0, '', False))
             while said and (more := notes.get(line := line+1)) and more[2] and more[0] == column: said += ' ' + more[1]

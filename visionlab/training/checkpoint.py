@@ -210,7 +210,7 @@ def rng_state() -> dict: # 'python', 'numpy', 'torch', 'cuda'
     version,words,gauss = random.getstate()
     kind,keys,pos,has_gauss,cached = np.random.get_state()
     return dict(python=dict(version=version, words=torch.tensor(words, dtype=torch.int64), gauss=gauss),
-                numpy=dict(kind=kind, keys=torch.from_numpy(keys.astype(np.int64)), pos=int(pos), has_gauss=int(has_gauss), cached=float(cached)),
+                numpy=dict(kind=kind, keys=torch.from_numpy(np.asarray(keys, np.int64)), pos=int(pos), has_gauss=int(has_gauss), cached=float(cached)),
                 torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
 
 def set_rng_state(
