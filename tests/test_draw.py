@@ -106,6 +106,7 @@ def test_a_folder_that_takes_no_film():
 def test_a_broken_film_is_noticed(tmp_path, monkeypatch):
     import cv2
     class FullDisk:
+        fourcc = cv2.VideoWriter.fourcc
         def __init__(self, *args): pass
         def isOpened(self): return True
         def write(self, frame): pass

@@ -65,7 +65,7 @@ def check_range(
     parts = [f"{w} {v}" for w,v in (('at least',low), ('at most',high), ('above',above), ('below',below)) if v is not None]
     want = ('a whole number' if kind is int else 'a number') + (', ' + ' and '.join(parts) if parts else '')
     number = numbers.Integral if kind is int else numbers.Real
-    good = isinstance(value, number) and not isinstance(value, bool) and abs(value) < float('inf')
+    good = isinstance(value, number) and not isinstance(value, bool) and abs(value) < float('inf')   # type: ignore[operator]  # what mypy knows of `numbers` has no order
     good = good and (low is None or value >= low) and (high is None or value <= high)
     good = good and (above is None or value > above) and (below is None or value < below)
     if not good: raise InputError(f'"{name}" must be {want}, got {value!r}')

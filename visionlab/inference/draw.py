@@ -249,10 +249,12 @@ class VideoFile:
         path,           # File to write: .mp4, .m4v, .mov, .mkv or .avi
         fps:float=25.,  # Frames a second
     ):
-        self.path,self.fps,self.n,self.size,self._writer = Path(path).expanduser(),check_range('fps', fps, above=0, high=1000),0,None,None
+        self.path,self.fps,self.n = Path(path).expanduser(),check_range('fps', fps, above=0, high=1000),0
+        self.size:tuple = None                   # width and height of the film, px: the first frame decides
+        self._writer:cv2.VideoWriter = None
         suffix = self.path.suffix.lower()
         if suffix not in _codecs: raise InputError(f"\"path\": '{path}' needs one of the suffixes {', '.join(_codecs)}.{did_you_mean(suffix, _codecs)}")
-        self._code = cv2.VideoWriter_fourcc(*_codecs[suffix])
+        self._code = cv2.VideoWriter.fourcc(*_codecs[suffix])
 
     def __enter__(self):
         self._stack = ExitStack()
@@ -339,7 +341,7 @@ class ImageWindow:
         title:str='visionlab', # What stands above the window
         say=None,              # Function that takes a line for the user; None: print
     ):
-        self.title,self.place,self._handle,self._key,self._sized = title,'',None,None,None
+        self.title,self.place,self._handle,self._key,self._sized = title,'',None,None,False
         self._say = say or print
 
     def _open(self):
@@ -364,7 +366,7 @@ class ImageWindow:
         if not self.place: self._open()
         if self.place == 'notebook': self._inline(picture, key)
         if self.place != 'window': return True
-        if self._sized is None: self._sized = cv2.resizeWindow(self.title, *_window_size(picture)) or True
+        if not self._sized: self._sized = cv2.resizeWindow(self.title, *_window_size(picture)) or True
         cv2.imshow(self.title, np.ascontiguousarray(picture[...,::-1]))
         pressed = cv2.waitKey(max(1, round(1000*seconds))) & 0xff
         return pressed not in (27, ord('q')) and cv2.getWindowProperty(self.title, cv2.WND_PROP_VISIBLE) > 0
@@ -372,7 +374,7 @@ class ImageWindow:
     def close(self):
         "Close the window"
         if self.place == 'window': cv2.destroyWindow(self.title); cv2.waitKey(1)
-        self.place,self._handle,self._key,self._sized = '',None,None,None
+        self.place,self._handle,self._key,self._sized = '',None,None,False
 
     def __enter__(self): return self
     def __exit__(self, *_): self.close()

@@ -9,6 +9,7 @@ __all__ = ['LABEL_FIGURES', 'LABEL_AVERAGES', 'confidences', 'cut_logits', 'give
 
 # %% ../../nbs/metrics/02_multilabel.ipynb #0a5b831a
 from dataclasses import dataclass
+from typing import Any
 import numpy as np
 from fastcore.basics import patch
 from ..core.checks import InputError
@@ -84,7 +85,7 @@ def label_counts(
     pred,     # Labels given, 0 and 1 or bool (N,C)
     truth,    # True labels, likewise
     axis=0,   # 0: for each label; 1: for each image; None: all together
-) -> tuple:   # tp, fp, fn: int64
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # tp, fp, fn: int64
     "Labels rightly given, wrongly given and missed"
     p,t = _pairs(pred, truth, 'pred')
     p = p > 0
@@ -175,7 +176,7 @@ class MultilabelScore:
     logits:np.ndarray          # Raw answers, float64 (N,C)
     truth:np.ndarray           # bool (N,C)
     names:tuple = ()           # A name a label; empty for numbers
-    thresholds:object = .5     # Confidence from which on a label is given: a number, or one a label
+    thresholds:Any = .5        # Confidence from which on a label is given: a number, or one a label
 
     def __post_init__(self):
         self.logits,self.truth = _pairs(self.logits, self.truth)

@@ -153,7 +153,7 @@ def spotting_score(
     n_pred, n_truth, correct = int((~dropped).sum()), int((~o.ignore).sum()), sum(p[-1] for p in pairs)
     return SpottingScore(*_shares_of(correct, n_pred, n_truth), _shares_of(len(pairs), n_pred, n_truth)[2], near/max(1, n_pred + n_truth - len(pairs)), correct, len(pairs), n_pred, n_truth, pairs)
 
-def _shares_of(n, n_pred, n_truth):
+def _shares_of(n, n_pred, n_truth) -> tuple[float, float, float]:
     "(precision, recall, hmean) from counts; a share of nothing is 0"
     p, r = n/n_pred if n_pred else 0., n/n_truth if n_truth else 0.
     return p, r, 2*p*r/(p + r) if p + r else 0.

@@ -81,7 +81,7 @@ def segmentation_counts(
     target,            # True classes, the same shape
     classes:int,       # Number of classes; 1: one class against the rest
     ignore_index=None, # Value in `target` that does not count, None for none
-) -> tuple:            # tp, fp, fn, tn, each int64 (N,C)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]: # tp, fp, fn, tn, each int64 (N,C)
     "Pixels found, wrongly called, missed and rightly left out, for each image and class"
     return _four_counts(_tables(pred, target, classes, ignore_index), classes)
 

@@ -102,7 +102,7 @@ def match_text(
     return np.array(pairs, dtype=int).reshape(-1,2), dropped if keep is None else dropped & keep
 
 # %% ../../nbs/metrics/00_text.ipynb #c2cb4600
-def _shares(matched, n_pred, n_truth):
+def _shares(matched, n_pred, n_truth) -> tuple[float, float, float]:
     "(precision, recall, hmean) from counts; a share of nothing is 0"
     p,r = matched/n_pred if n_pred else 0., matched/n_truth if n_truth else 0.
     return p, r, 2*p*r/(p+r) if p+r else 0.

@@ -358,7 +358,7 @@ def non_finite_error(
     "An error that names the files of a batch"
     files = list(dl.batch_files(i)) if hasattr(dl, 'batch_files') else []
     e = NonFiniteLossError(text + (f' Files of the batch {name_files(files)}.' if files else ''))
-    e.files = files
+    e.files = tuple(files)
     return e
 
 # %% ../../nbs/training/01_callbacks.ipynb #0c02e183

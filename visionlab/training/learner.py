@@ -150,7 +150,7 @@ def changed_settings(
     fixed=(),        # Names that may not differ, besides the optimiser
 ) -> dict:           # Name -> (old, new) of those that differ and matter
     "What a resumed run would do differently, `InputError` if the saved state does not fit it"
-    flat = lambda v: [flat(x) for x in v] if isinstance(v, (list, tuple)) else v
+    def flat(v): return [flat(x) for x in v] if isinstance(v, (list, tuple)) else v
     diff = {k: (old[k], new[k]) for k in old if k in new and k not in FREE_SETTINGS and flat(old[k]) != flat(new[k])}
     bad = [k for k in diff if k in (*fixed, 'optimizer', 'amsgrad', 'eval_step')]
     if bad: raise InputError(f"the run cannot be resumed with {format_change({k: diff[k] for k in bad})}: its state fits the old value only. Use `finetune_checkpoint` to take the weights along into a new run.")
