@@ -65,6 +65,7 @@ class BoxPart:
 class BoxDataReport(DataReport):
     "What is in a detection data set: a row of numbers a part, one a class, warnings, and everything that could not be used"
     names = ()
+    image_sizes:dict = None   # Path -> (width, height) of each image that was read
 
     def tables(self):
         "A row a part, and a row a class"

@@ -165,7 +165,7 @@ def read_box_lines(
     "Read lines of `path x1,y1,x2,y2,class ...`; `InputError` where there is none"
     names, listed = _class_names(class_names), isinstance(file, (str, Path))
     source = check_file(file, 'text lines') if listed else 'lines'
-    base, lines = (source.parent, read_lines(source)) if listed else (Path('.'), list(file))
+    base, lines = (Path(source).parent, read_lines(source)) if listed else (Path('.'), list(file))
     report = Report(f'Reading {source}') if report is None else report
     if names is None and listed: names = _beside(base)
     start, found, seen, n = len(report), [], {}, 0

@@ -98,7 +98,7 @@ class SeededDL(TfmdDL):
     ):
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=num_workers, **kwargs)
         self.share = share
-        self.span = None    # first and last batch of the stretch that is gone through, None: the whole epoch
+        self.span:tuple = None    # first and last batch of the stretch that is gone through, None: the whole epoch
 
     @property
     def epoch(self):

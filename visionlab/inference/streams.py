@@ -37,9 +37,11 @@ class StreamReader:
         bell=None,          # `threading.Condition` that is rung for each frame; readers may share one
     ):
         self.connect, self.name, self.retries, self.pause, self.longest, self.live = connect, name, retries, pause, longest, live
-        self.bell, self._stop, self._slot = bell or threading.Condition(), threading.Event(), None
+        self.bell, self._stop = bell or threading.Condition(), threading.Event()
         self.offered = self.taken = self.replaced = self.connections = self.total = 0
-        self.capture, self.why, self.over = None, '', False
+        self.why, self.over = '', False
+        self.capture:_Connection = None      # None until the first frame
+        self._slot:tuple = None              # newest frame and its number, None when it is taken
         self.thread = threading.Thread(target=self._run, name=f'reader of {name}', daemon=True)
 
     def __repr__(self): return f'StreamReader({self.name!r}, {self.offered} frames on {self.connections} connections, {"over" if self.over else "running"})'
