@@ -391,6 +391,15 @@ def test_help_says_comment_and_default(capsys, monkeypatch):
     assert field_help(Probe)['clip'] == 'Norm, None: off'
 
 
+def test_a_hinted_item_in_the_body_of_settings_is_no_field():
+    table = {}
+    @dataclass(frozen=True)
+    class Odd:
+        table['x']: int = 3
+        a: int = 1   # The one
+    assert field_help(Odd) == {'a': 'The one'}
+
+
 def test_help_from_an_installed_package(tmp_path):
     "A package in a zip-free site folder, run from elsewhere; sixty fields and still quick"
     pkg = tmp_path/'site'/'bigpkg'
