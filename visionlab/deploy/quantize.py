@@ -204,7 +204,7 @@ def quantize_onnx(
     for name in filter(None, about['parts']):      # parts that read other things than images stay as they are
         with atomic_path(part_path(output, name)) as temp: shutil.copyfile(part_path(path, name), temp)
     report = QuantizeReport(output, path, len(reader), (path.stat().st_size, output.stat().st_size))
-    nets, x = [OnnxNet(p) for p in (path, output)], reader[0]
+    nets, x = (OnnxNet(path), OnnxNet(output)), reader[0]
     report.times = tuple(side_by_side([lambda n=n: n(x) for n in nets]))
     report.error, report.unseen = output_error(*nets, (unseen[i] for i in range(len(unseen)))), len(unseen)
     if data: report.scores = {k: (v, after[k]) for before, after in [[score_onnx(p, data) for p in (path, output)]] for k, v in before.items() if k in after}

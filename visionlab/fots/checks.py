@@ -43,7 +43,7 @@ def reading_counts(
 # %% ../../nbs/fots/12_checks.ipynb #8029e1c6
 class FOTSDataReport(TextDataReport):
     "What is in a text data set, and how much of it can be read"
-    reading = ()   # (name of the part, what `reading_counts` gave)
+    reading:list|tuple = ()   # (name of the part, what `reading_counts` gave)
 
     def tables(self):
         "A row a part on places, and one on texts"
@@ -86,7 +86,7 @@ def check_fots(
 ) -> FOTSDataReport:    # Print its `summary()`, or look at `show()`
     "Look through a data set for FOTS, and see what of it can be found and read"
     c = FOTSConfig(charset=charset, read_height=read_height, read_width=read_width)
-    report:FOTSDataReport = check_text_data(path, decode, spotting_parts(path), FOTSDataReport)
+    report:FOTSDataReport = check_text_data(path, decode, spotting_parts(path), FOTSDataReport)   # type: ignore[assignment]  # it is of its `kind`
     known = Charset(c.charset)
     report.reading = [(p.name, reading_counts(p.samples, known, c.read_height, c.read_width)) for p in report.parts]
     report_characters([s for p in report.parts for s in p.samples], known, report)

@@ -44,7 +44,7 @@ def map_rects(
     convention:str='paper', # Where a cell lies, see `cell_points`
 ) -> np.ndarray:            # float64 (P,5): centre x and y, width, height, px; angle
     "The rectangles that cells describe"
-    px,py = (p[i].astype(np.float64) for p,i in zip(cell_points(*angle.shape, stride, convention), (x, y)))
+    px,py = (p[i].astype(np.float64) for p,i in zip(cell_points(angle.shape[0], angle.shape[1], stride, convention), (x, y)))
     (t,r,b,l),a = distances[:,y,x].astype(np.float64).clip(0, 1e5), angle[y,x].astype(np.float64)
     along,down,c,s = (r-l)/2, (b-t)/2, np.cos(a), np.sin(a)
     return np.stack([px + along*c + down*s, py - along*s + down*c, l+r, t+b, a], 1)

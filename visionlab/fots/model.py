@@ -138,7 +138,8 @@ class FOTS(nn.Module):
         "The way up, and the heads"
         x = self.center(levels[3])
         for decoder, skip in zip(self.decoders, levels[::-1]): x = decoder(x, skip)
-        return FOTSAnswer(*self.head(self.last(x)), self.shared(x) if self.shared is not None else None)
+        score, distances, angle = self.head(self.last(x))
+        return FOTSAnswer(score, distances, angle, self.shared(x) if self.shared is not None else None)
 
     def read(self,
         features:Tensor, # Features (B,32,h,w), float

@@ -125,7 +125,8 @@ class FOTSPredictor(Predictor):
     ) -> list:            # A `SpottedText` for each image, same order
         "Results for images already read"
         check_range('batch_size', batch_size, 1, kind=int)
-        ready, results, groups = [self.prepare(im) for im in images], [None]*len(images), {}
+        ready, groups = [self.prepare(im) for im in images], {}
+        results:list = [None]*len(images)
         for i, (x, _) in enumerate(ready): groups.setdefault(tuple(x.shape), []).append(i)
         for group in (g[k:k+batch_size] for g in groups.values() for k in range(0, len(g), batch_size)):
             answer, p = self.answer(torch.stack([ready[i][0] for i in group]).to(self.device))
@@ -221,7 +222,7 @@ def read_spotting_data(
     for p in [paths] if isinstance(paths, (str, Path)) else paths:
         p = Path(p).expanduser()
         if (p/'test_images1').is_dir(): samples += read_lpcv(p, 'test', report)[0]
-        elif p.suffix.lower() == '.mat' or (p/'gt.mat').is_file(): samples += list(DrawnSamples(read_synthtext(p, report)[0], syn_val, first=.8))
+        elif p.suffix.lower() == '.mat' or (p/'gt.mat').is_file(): samples += DrawnSamples(read_synthtext(p, report)[0], syn_val, first=.8)[:]
         else: samples += (read_word_crops if is_word_folder(p) else read_text_samples)(p, report)[0]
     return samples
 

@@ -109,7 +109,8 @@ class LetterModel(nn.Module):
         order:int=4, # Characters that are counted together, 1 or above
     ):
         super().__init__()
-        self.size, self.order, self.tables = size, check_range('order', order, low=1, kind=int), None
+        self.size, self.order = size, check_range('order', order, low=1, kind=int)
+        self.tables:list = None      # made from the counts when they are asked for
         self.register_buffer('counts', torch.zeros(0, order + 1, dtype=torch.int32))   # numbers of `order` characters, and how often
 
     def _load_from_state_dict(self, state, prefix, *args):

@@ -20,7 +20,7 @@ from .anchors import suggest_scales
 # %% ../../nbs/frcnn/09_checks.ipynb #a2045dff
 class FRCNNDataReport(BoxDataReport):
     "What is in a detection data set, and what anchors can do for it"
-    anchors = None   # dict of what was measured
+    anchors:dict = None   # Scales -> IoU -> share of the boxes that such anchors reach
 
     def tables(self):
         "A row a part, a row a class, and what the anchors reach"
@@ -61,7 +61,7 @@ def check_frcnn(
     for name, values in (('anchor_scales', anchor_scales), ('anchor_ratios', anchor_ratios)):
         for v in values: check_range(name, v, above=0)
     view = BoxTransform(input_shape, resize, False, short_side, long_side)
-    report:FRCNNDataReport = check_box_data(path, names, images_folder, kind=FRCNNDataReport)
+    report:FRCNNDataReport = check_box_data(path, names, images_folder, kind=FRCNNDataReport)   # type: ignore[assignment]  # it is of its `kind`
     boxes, frames = boxes_in_frame(report, view)
     if not boxes: return report
     scales, better = tuple(map(float, anchor_scales)), suggest_scales(boxes, len(anchor_scales))

@@ -62,7 +62,7 @@ def boxes_to_learn(
 ) -> tuple:                    # Boxes float32 (n,4), labels int64 (n,)
     "What training is told about an image; `InputError` for a sample without boxes"
     if sample.boxes is None: raise InputError(f"'{sample.path}' has no boxes: read the samples with `read_box_samples`")
-    use = np.ones(len(sample.boxes), bool) if keep_difficult else ~sample.ignore
+    use = np.ones(len(sample.boxes), bool) if keep_difficult else np.logical_not(sample.ignore)
     return sample.boxes[use], np.asarray(sample.labels, np.int64)[use]
 
 # %% ../../nbs/frcnn/01_data.ipynb #59fc158f

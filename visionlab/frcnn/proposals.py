@@ -77,7 +77,8 @@ class ProposalCreator:
         drop_small:str='before',# 'before' the best are chosen, or 'after'
     ):
         self.nms,self.min_size = check_range('nms', nms, above=0, high=1),check_range('min_size', min_size, low=0)
-        for name,v in dict(n_pre_train=n_pre_train, n_post_train=n_post_train, n_pre_test=n_pre_test, n_post_test=n_post_test).items(): setattr(self, name, check_range(name, v, low=1, kind=int))
+        self.n_pre_train,self.n_post_train = (check_range(n, v, low=1, kind=int) for n,v in (('n_pre_train', n_pre_train), ('n_post_train', n_post_train)))
+        self.n_pre_test,self.n_post_test = (check_range(n, v, low=1, kind=int) for n,v in (('n_pre_test', n_pre_test), ('n_post_test', n_post_test)))
         if drop_small not in ('before', 'after'): raise InputError(f"\"drop_small\" is 'before' or 'after', got {drop_small!r}")
         self.drop_small = drop_small
 

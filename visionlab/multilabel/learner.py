@@ -62,7 +62,9 @@ class MultilabelEvaluator:
         samples,                 # Samples in the order of the loader
         config:MultilabelConfig, # Settings: threshold, tune_thresholds
         labels,                  # Names of the labels
-    ): self.samples,self.config,self.labels,self.score,self.parts = samples,config,tuple(labels),None,[]
+    ):
+        self.samples,self.config,self.labels,self.parts = samples,config,tuple(labels),[]
+        self.score:MultilabelScore = None      # of the last pass
 
     def reset(self):
         "Forget the last pass"

@@ -38,7 +38,7 @@ def read_pair(
     classes:int,        # Number of classes; 1: one class against the rest
     table=None,         # (r,g,b) -> class for painted masks, None for masks that hold numbers
     ignore_index=None,  # Value of the masks that does not count, None for none
-) -> tuple:             # Image uint8 (H,W,3) RGB, mask uint8 (H,W) with classes and `IGNORED_PIXEL`
+) -> tuple[np.ndarray, np.ndarray]: # Image uint8 (H,W,3) RGB, mask uint8 (H,W) with classes and `IGNORED_PIXEL`
     "An image and its mask, upright and of one size; `InputError` where there is no mask, or one of another size"
     if sample.mask_path is None: raise InputError(f"'{sample.path}' has no mask: read the samples with `read_mask_samples`")
     image, mask = read_image(sample.path), read_mask(sample.mask_path, classes, table, ignore_index)
@@ -75,7 +75,7 @@ class SegmentationItems:
 
     def read(self,
         sample:Sample, # With its mask
-    ) -> tuple:        # Image uint8 (H,W,3) RGB, mask uint8 (H,W) with classes and `IGNORED_PIXEL`
+    ) -> tuple[np.ndarray, np.ndarray]: # Image uint8 (H,W,3) RGB, mask uint8 (H,W) with classes and `IGNORED_PIXEL`
         "The whole pair as it is on disk"
         return read_pair(sample, self.config.classes, self.table, self.config.ignore_index)
 

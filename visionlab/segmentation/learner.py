@@ -25,6 +25,7 @@ from ..inference.draw import draw_mask
 from ..inference.draw import draw_notes
 from ..inference.draw import save_image
 from ..metrics.segmentation import ConfusionMatrix
+from ..metrics.segmentation import SegmentationScore
 from ..metrics.segmentation import mean_score
 from .config import IGNORED_PIXEL
 from .config import SegmentationConfig
@@ -65,7 +66,8 @@ class SegmentationEvaluator:
         samples,                   # Samples in the order of the loader
         config:SegmentationConfig, # Settings: classes, class_names, conf_thres, protocol, ignore_index
     ):
-        self.samples,self.config,self.score = samples,config,None
+        self.samples,self.config = samples,config
+        self.score:SegmentationScore = None      # of the last pass
         self.matrix = ConfusionMatrix(config.classes, IGNORED_PIXEL, config.class_names)
 
     def reset(self):
