@@ -143,7 +143,8 @@ def read_turned(
         ways, word, turns = turned_quads(part)
         letters, widths = model.read(features, ways, torch.zeros_like(word))
         if len(ways) > len(part):
-            keep = torch.from_numpy(best_turns(*model.reader.text(letters, widths), word.cpu())).to(word.device)
+            readings, sure = model.reader.text(letters, widths)
+            keep = torch.from_numpy(best_turns(readings, sure, word.cpu())).to(word.device)
             letters, widths, turns = letters[keep], widths[keep], turns[keep]
         texts += model.reader.text(letters, widths, config.beam, config.language, lexicon)[0]
         corners.append(turns.cpu().numpy())
@@ -211,7 +212,7 @@ class FOTSEvaluator:
         return replace(r, labels=r.labels[:0], texts=texts)      # maps of ten thousand images would fill the memory
 
 # %% ../../nbs/fots/08_learner.ipynb #99a4bc63
-def _kept(results, cut, read):
+def _kept(results, cut, read) -> tuple[list, list]:
     "Polygons and texts of each image with at least this score; with a lexicon, those that fit it"
     keep = [[i for i, s in enumerate(r.scores) if s >= (cut or 0) and (not read or r.texts[i])] for r in results]
     return [[r.polygons[i] for i in ks] for r, ks in zip(results, keep)], [[r.texts[i] if r.texts is not None else '' for i in ks] for r, ks in zip(results, keep)]
@@ -251,7 +252,6 @@ def fots_learner(
     if validates and config.detect and not searched and config.metrics == 'auto': config = replace_config(config, metrics='accuracy' if config.read else 'loss')     # nothing to find: no figure of finding decides
     config = replace_config(config, metrics=fots_metric(config, validates))
     evaluator = FOTSEvaluator(config) if validates else None
-    if evaluator is not None: evaluator.show = lambda learn, max_n=3: _draw_results(learn, max_n)
     model = model if model is not None else fots_model(config)
     return make_learner(dls, model, loss_func or fots_loss(config), config, system='fots', evaluator=evaluator, cbs=[ReadTrueWords(), *cbs], **kwargs)
 
@@ -276,7 +276,12 @@ def show_fots_results(
     model.train(training)
     return drawn
 
-def _draw_results(learn, max_n):
+@patch
+def show(self:FOTSEvaluator,
+    learn,       # The learner
+    max_n:int=3, # Images to show
+):
+    "Draw validation images with what is found and read now; `learn.show_results()` calls it"
     import matplotlib.pyplot as plt
     drawn = show_fots_results(learn, max_n)
     for ax, image in zip(plt.subplots(1, len(drawn), figsize=(3*len(drawn), 3), dpi=72, squeeze=False)[1][0], drawn): ax.imshow(image); ax.axis('off')
