@@ -28,6 +28,28 @@ def test_they_do_find_something(tool, code, said, tmp_path):
     assert r.returncode == 1 and said in r.stdout
 
 
+PATCHED = """from fastcore.basics import patch
+class A: pass
+class B(A): pass
+@patch
+def more(self: A, n: int = 1) -> int:
+    self.kept = n
+    return self.kept
+@patch
+def wrong(self: A) -> str: return self.more()
+B().more(2) + B().kept
+B().more('2')
+B().less
+"""
+
+
+def test_types_know_patched_methods(tmp_path):
+    (tmp_path/'patched.py').write_text(PATCHED)
+    r = subprocess.run([sys.executable, '-m', 'mypy', '--config-file', '.mypy.ini', '--cache-dir', str(tmp_path/'cache'), str(tmp_path/'patched.py')], cwd=root, capture_output=True, text=True)
+    found = re.findall(r'patched.py:(\d+): error: .*\[([a-z-]+)\]', r.stdout)
+    assert found == [('9', 'return-value'), ('11', 'arg-type'), ('12', 'attr-defined')], r.stdout
+
+
 CALLED_BY_OTHERS = {'forward', *(f'{w}_{e}' for w in ('before', 'after', 'after_cancel') for e in ('fit', 'epoch', 'train', 'validate', 'batch', 'pred', 'loss', 'backward', 'step')), 'after_create'}   # torch and fastai say what these are
 ERROR = re.compile(r'\b[A-Z]\w*(Error|Exception|Interrupt)\b')
 
