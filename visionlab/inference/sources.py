@@ -118,7 +118,7 @@ class Frame(NamedTuple):
     path:object          # File, or address of the stream without its login
     image:object         # What `size` and `transform` made of it; the original if neither is given
     original:np.ndarray  # uint8 RGB (H,W,3), as it came
-    capture:object       # `cv2.VideoCapture` it was read from, None for an image file
+    capture:object       # What it was read from: a `cv2.VideoCapture`, or for a stream what stands in front of one and has its methods; None for an image file
     number:int           # From 1 on; in a stream, numbers of frames that nobody waited for are left out
     total:int            # How many there are, 0 if nobody knows
 
