@@ -35,6 +35,7 @@ from ..inference.draw import draw_notes
 from ..inference.draw import picture_sheet
 from ..inference.draw import plot_picture
 from ..inference.draw import save_image
+from ..metrics.detection import DetectionScore
 from ..metrics.detection import voc_ap
 from ..training.callbacks import EpochSchedule
 from ..training.callbacks import TrainingCallback
@@ -122,7 +123,9 @@ class FRCNNEvaluator:
         config:FasterRCNNConfig, # Settings: eleven_point, show_score
         fit,                     # Function (width, height) -> `BoxFit`
         classes=(),              # Names of the classes
-    ): self.samples,self.config,self.fit,self.classes,self.score,self.sizes,self.found = samples,config,fit,tuple(classes),None,{},[]
+    ):
+        self.samples,self.config,self.fit,self.classes,self.sizes,self.found = samples,config,fit,tuple(classes),{},[]
+        self.score:DetectionScore = None
 
     def reset(self):
         "Forget the last pass"
