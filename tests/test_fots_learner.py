@@ -110,6 +110,10 @@ def test_what_a_run_may_begin_with(config, run, tmp_path):
     assert c.width == 4 and c.rejector and not c.pretrained and not c.resume_checkpoint and 'no unfinished run' in line
     c, line = new(pretrain_model=str(run/'latest.pth'), continue_training=True, epochs=9)
     assert c.resume_checkpoint == str(run/'latest.pth') and c.finetune_checkpoint == '' and line == ''
+    rounds = dict(widths, epoch=30, loader=dict(widths['loader'], clock=2))                  # `eval_step`: thirty evaluations in two epochs
+    save_checkpoint(tmp_path/'rounds.pth', **rounds)
+    assert new(pretrain_model=str(tmp_path/'rounds.pth'), continue_training=True, epochs=3)[0].resume_checkpoint == str(tmp_path/'rounds.pth')
+    assert 'no unfinished run' in new(pretrain_model=str(tmp_path/'rounds.pth'), continue_training=True, epochs=2)[1]
     assert new(ngpus=0)[0].device == 'cpu'
     torch.save(fots_model(config).state_dict(), tmp_path/'bare.pth')
     assert FOTSTrainer(replace_config(config, pretrain_model=str(tmp_path/'bare.pth')), progress='none').start == 0
