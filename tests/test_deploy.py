@@ -121,7 +121,7 @@ def test_metadata(exported):
     assert json.loads(raw['classes']) == about['classes'] and raw['system'] == 'multilabel'
 
 
-@pytest.mark.parametrize('made, said', [('99', r"'new.onnx' was written by visionlab \S+, which is newer than this one .*: update to read it"), ('"1"', "'new.onnx' is damaged: its format_version is '1'")])
+@pytest.mark.parametrize('made, said', [('99', r"'new.onnx' was written by visionlab \S+, which is newer than this one .*: update to read it"), ('"1"', "'new.onnx' is damaged: its format_version is '\"1\"'")])
 def test_a_file_of_another_format(exported, tmp_path, monkeypatch, made, said):
     import onnx
     monkeypatch.chdir(tmp_path)

@@ -20,7 +20,6 @@ from ..core.files import read_lines
 from .readers import IGNORE_TEXTS
 from .readers import IMAGE_FOLDERS
 from .readers import LABEL_FOLDERS
-from .readers import find_subfolder
 from .samples import Report
 from .samples import Sample
 from .samples import error_reason
@@ -42,7 +41,8 @@ def is_word_folder(
 ) -> bool:    # A folder with gt.txt and images, and without folders for images and labels?
     "Does a path look like a set of word images?"
     path = Path(path).expanduser()
-    if not path.is_dir() or not (path/'gt.txt').is_file() or (find_subfolder(path, IMAGE_FOLDERS) and find_subfolder(path, LABEL_FOLDERS)): return False
+    has = lambda names: any((path/n).is_dir() for n in names)      # asks for names and lists nothing: a set has thousands of files
+    if not path.is_dir() or not (path/'gt.txt').is_file() or (has(IMAGE_FOLDERS) and has(LABEL_FOLDERS)): return False
     try: parse_word_line(next((l for l in read_lines(path/'gt.txt') if l.strip('\ufeff \t')), ''))
     except InputError: return False
     return True

@@ -265,12 +265,11 @@ def _metadata(net, path):
     found = net.session.get_modelmeta().custom_metadata_map
     if found.get('format') != ONNX_FORMAT: raise SavedFileError(f"'{path}' is an ONNX model, and not one that visionlab exported: it does not say what it is for")
     texts, others = ('format', 'version', 'part', 'system'), ('format_version', 'parts', 'parity', 'int8', 'about', *_kept)     # tools that rewrite a file add keys of their own
-    try: about = {k: v if k in texts else json.loads(v) for k, v in found.items() if k in (*texts, *others)}
+    made = str(found.get('format_version'))
+    if not made.isdigit(): raise SavedFileError(f"'{path}' is damaged: its format_version is {made!r}, a whole number is needed")
+    if int(made) > FORMAT_VERSION: raise SavedFileError(f"'{path}' was written by visionlab {found.get('version', 'of another time')}, which is newer than this one ({__version__}): update to read it")
+    try: return {k: v if k in texts else json.loads(v) for k, v in found.items() if k in (*texts, *others)}
     except json.JSONDecodeError as e: raise SavedFileError(f"'{path}' is damaged: its metadata cannot be read ({e})") from None
-    made = about.get('format_version')
-    if type(made) is not int: raise SavedFileError(f"'{path}' is damaged: its format_version is {made!r}, a whole number is needed")
-    if made > FORMAT_VERSION: raise SavedFileError(f"'{path}' was written by visionlab {about.get('version', 'of another time')}, which is newer than this one ({__version__}): update to read it")
-    return about
 
 def onnx_metadata(
     path, # ONNX file that `export_onnx` wrote

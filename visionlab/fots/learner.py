@@ -318,7 +318,7 @@ def settled_start(
     check_pruned(ck, c.prune, path)
     if c.prune or c.continue_training: c = replace_config(c, **{k: ck['config'][k] for k in _FOTS_MODEL if k in ck['config']})
     if c.continue_training and not c.resume_checkpoint:
-        left = ck['epoch'] and ck['optimizer'] is not None and ck['loader']['clock'] < c.epochs     # `epoch` counts evaluations, the clock counts epochs
+        left = ck['epoch'] and ck['optimizer'] is not None and (ck['loader'] or {}).get('clock', ck['epoch']) < c.epochs     # `epoch` counts evaluations, the clock counts epochs
         if left: c = replace_config(c, resume_checkpoint=path, finetune_checkpoint='')
         else: line = f"'{path}' is no unfinished run ({'its' if ck['epoch'] else 'it has no'} epochs{' are trained' if ck['epoch'] else ''}): a new run begins with its weights"
     return replace_config(c, pretrained=False), line
