@@ -52,6 +52,24 @@ def test_photographs_are_light(site):
     assert {Path(n).suffix for n in named} == {'.png', '.webp'} and all((site/'tutorials'/n).read_bytes()[:4] == {'.png': b'\x89PNG', '.webp': b'RIFF'}[Path(n).suffix] for n in named)
 
 
+def test_what_becomes_webp():
+    import io
+    import numpy as np
+    from PIL import Image
+    sys.path.insert(0, str(root/'nbs/_site'))
+    import build
+    def png(array, mode=None, **kw):
+        f = io.BytesIO()
+        Image.fromarray(array, mode).save(f, 'PNG', **kw)
+        return f.getvalue()
+    photo = np.random.default_rng(0).normal(120, 30, (240, 320, 3)).clip(0, 255).astype(np.uint8)
+    name, data = build.lighter('a_files/b.png', png(photo))
+    assert name == 'a_files/b.webp' and len(data) < len(png(photo))/2 and np.abs(np.asarray(Image.open(io.BytesIO(data)), int) - photo).mean() < 20
+    deep, film = png(photo[..., 0].astype(np.uint16)*256), png(photo, save_all=True, append_images=[Image.fromarray(photo[::-1])])
+    for same in (png(photo[:20]), png(photo//64*64)[:0] + png(np.zeros((900, 900, 3), np.uint8)), deep, film): assert build.lighter('x.png', same) == ('x.png', same)
+    assert min(len(deep), len(film)) > 30_000
+
+
 def test_no_addresses(site):
     "A page holds what a build makes of its notebook, and no two builds differ"
     assert not [p for p in site.rglob('*.html') if re.search(r'at 0x[0-9a-f]{6,}', html.unescape(re.sub('<[^>]*>', '', p.read_text(encoding='utf-8'))))]

@@ -194,10 +194,11 @@ def render(nb_path, out):
 
 
 def lighter(name, data, least=30_000):
-    "Name and bytes of a picture on the page: photographs kept as PNG weigh several times what WebP needs; plots stay as they are"
+    "Name and bytes of a picture on the page: a heavy PNG, mostly a photograph, becomes WebP where that needs less than half; all others stay as they are"
     if Path(name).suffix != '.png' or len(data) < least: return name, data
-    small = io.BytesIO()
-    Image.open(io.BytesIO(data)).save(small, 'WEBP', quality=90, method=6)
+    picture, small = Image.open(io.BytesIO(data)), io.BytesIO()
+    if picture.mode not in ('L', 'LA', 'P', 'RGB', 'RGBA') or getattr(picture, 'n_frames', 1) > 1: return name, data      # WebP has no 16 bits; a film would lose its frames
+    picture.save(small, 'WEBP', quality=90, method=6)
     return (str(Path(name).with_suffix('.webp')), small.getvalue()) if small.tell() < len(data)/2 else (name, data)
 
 
@@ -288,7 +289,7 @@ def check_site(site, symbols):
 def write_readme(src):
     "README.md from the page of index.ipynb, its pictures taken from docs/"
     text = (src/'index.md').read_text(encoding='utf-8')
-    text = re.sub(r'\]\((?!https?:|#)([\w./-]+\.(?:html|png|jpg|svg)(?:#[\w.-]+)?)\)', r'](docs/\1)', text)
+    text = re.sub(r'\]\((?!https?:|#)([\w./-]+\.(?:html|png|jpg|svg|webp)(?:#[\w.-]+)?)\)', r'](docs/\1)', text)
     text = re.sub(r'src="(?!https?:)([\w./-]+)"', r'src="docs/\1"', text)
     (root/'README.md').write_text(text.strip() + '\n', encoding='utf-8')
 
