@@ -40,6 +40,8 @@ def wrong(self: A) -> str: return self.more()
 B().more(2) + B().kept
 B().more('2')
 B().less
+@patch
+def alone() -> int: return 1
 """
 
 

@@ -125,7 +125,7 @@ class FRCNNEvaluator:
         classes=(),              # Names of the classes
     ):
         self.samples,self.config,self.fit,self.classes,self.sizes,self.found = samples,config,fit,tuple(classes),{},[]
-        self.score:DetectionScore = None
+        self.score:DetectionScore = None      # of the last pass, at IoU 0.5
 
     def reset(self):
         "Forget the last pass"

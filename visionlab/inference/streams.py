@@ -40,7 +40,7 @@ class StreamReader:
         self.bell, self._stop = bell or threading.Condition(), threading.Event()
         self.offered = self.taken = self.replaced = self.connections = self.total = 0
         self.why, self.over = '', False
-        self.capture:_Connection = None      # None until the first frame
+        self.capture:_Connection = None      # None until a connection was open
         self._slot:tuple = None              # newest frame and its number, None when it is taken
         self.thread = threading.Thread(target=self._run, name=f'reader of {name}', daemon=True)
 

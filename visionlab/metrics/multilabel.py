@@ -85,7 +85,7 @@ def label_counts(
     pred,     # Labels given, 0 and 1 or bool (N,C)
     truth,    # True labels, likewise
     axis=0,   # 0: for each label; 1: for each image; None: all together
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # tp, fp, fn: int64
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # tp, fp, fn: int64; with None a number each
     "Labels rightly given, wrongly given and missed"
     p,t = _pairs(pred, truth, 'pred')
     p = p > 0
