@@ -108,7 +108,7 @@ def rows(rounds=9):
     for name, (size, kwargs) in CASES.items():
         training, evaluation = zip(*steps(size, **kwargs))
         for what, functions in (('evaluation', evaluation), ('training', training)):
-            mine, *theirs = in_turns(*functions, n=2*rounds, warm=1, of=np.min)
+            mine, *theirs = in_turns(*functions, n=rounds, warm=1, of=np.min)
             yield f'{what}, {name}', mine, min(theirs), mine/min(theirs), 1.
 
 

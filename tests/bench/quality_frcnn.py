@@ -1,6 +1,6 @@
 """Is training with visionlab as good as torchvision's own detector trained by a plain loop? Blood cells (BCCD) and playing cards, the same backbone, initial weights, anchors, epochs, schedule and augmentation.
 
-`python -m tests.bench.quality_frcnn [BCCD|cards] [seeds, as 1,2,3] [epochs] [images]` trains both for each seed (default: BCCD, three seeds, all images), some ten minutes of one CPU thread each, and prints
+`python -m tests.bench.quality_frcnn [BCCD|cards] [seeds, as 1,2,3] [epochs] [images]` trains both for each seed (default: BCCD, three seeds, 16 epochs or 18 for the cards, all images), some twelve minutes of one CPU thread each, and prints
 VOC's AP50 of both on images that were not trained on (BCCD's validation list, the cards' test list), judged by the same code in the pixels of the files. On BCCD the comparison is void unless
 torchvision's model reaches 0.85. The plain loop stands below in full.
 """
