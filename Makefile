@@ -24,7 +24,7 @@ system:
 $(READY): settings.ini setup.py | system
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo "installing visionlab and what it needs into $(VENV) (some minutes the first time)"
-	@$(PY) -m pip install -q --disable-pip-version-check --no-compile -e '.[dev]'
+	@$(PY) -m pip install -q --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
 demo: $(READY) ## train, evaluate and show PAN on the embedded toy set, in about three minutes

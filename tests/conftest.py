@@ -24,6 +24,6 @@ def processes():
     A fork of the tests' own process will not do: once torch has computed gradients there with a GPU in sight (fake tensors, as `torch.export` makes them, are enough), no fork of it can.
     """
     ctx = multiprocessing.get_context('forkserver')
-    ctx.set_forkserver_preload(['albumentations', 'fastai.vision.all', 'matplotlib.pyplot', 'torchvision', 'visionlab.cli.main', 'visionlab.training.learner', 'visionlab.datasets.loaders'])
+    ctx.set_forkserver_preload(['albumentations', 'fastai.vision.all', 'matplotlib.pyplot', 'torchvision', 'visionlab.cli.app', 'visionlab.training.learner', 'visionlab.datasets.loaders'])
     multiprocessing.forkserver.ensure_running()
     return ctx
