@@ -59,6 +59,14 @@ class TestSystem:
         for k in want: torch.testing.assert_close(got[k], want[k], rtol=1e-5, atol=1e-5, msg=lambda m, k=k: f'{k}: {m}')
 
 
+def test_the_command_line_under_torchrun(data, tmp_path):
+    words = ['train', 'multilabel', '--images-root', f'{data}/digits/train', '--val-root', f'{data}/digits/test', '--input-size', '32', '--no-pretrained', '--no-tensorboard', '--epochs', '1',
+             '--batch-size', '2', '--num-workers', '0', '--device', 'cpu', '--output-dir', str(tmp_path)]
+    r = subprocess.run([*torchrun, '--no-python', str(Path(sys.executable).with_name('visionlab')), *words], env=quiet, capture_output=True, text=True, timeout=900)
+    assert r.returncode == 0, r.stderr[-3000:]
+    assert r.stdout.count('Everything is in') == 1 and r.stdout.count('run folder') == 1 and [p.name for p in tmp_path.iterdir()] == ['multilabel']
+
+
 def test_ngpus_starts_as_many_processes(tmp_path):
     "The option of FOTS' script, which becomes torchrun with the same command; on a machine without GPUs the processes share the CPU"
     toy = make_toy_text(tmp_path/'toy', n_train=4, n_test=2, size=(96, 96))
