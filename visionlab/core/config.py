@@ -214,10 +214,10 @@ def field_help(
     return {f.name: found.get(f.name, '') for f in fields(cls)}
 
 # %% ../../nbs/core/02_config.ipynb #640357cd
-def _double(cls, default):
-    "A dataclass that looks like `cls` to tyro, with help texts and the defaults of `default`"
+def _double(cls, default, helped=False):
+    "A dataclass that looks like `cls` to tyro, with the defaults of `default`, and with help texts if they are wanted: reading them takes as long as all the rest"
     import tyro
-    hints,notes,items = get_type_hints(cls), field_help(cls), []
+    hints,notes,items = get_type_hints(cls), field_help(cls) if helped else dict.fromkeys((f.name for f in fields(cls)), ''), []
     for f in fields(cls):
         if not f.init: continue
         value = getattr(default, f.name) if default is not None else f.default if f.default_factory is MISSING else f.default_factory()
@@ -293,7 +293,7 @@ def parse_args(
     words = _regular_words(args, _double(cls, default), prog, getattr(cls, 'aliases', None))
     files = [b if not a.startswith('--config=') else a.partition('=')[2] for a,b in zip(words, words[1:]+['']) if a == '--config' or a.startswith('--config=')]
     if files and files[-1] and 'config' not in get_type_hints(cls): default = load_config(cls, check_file(files[-1], '--config'))
-    double,box = _double(cls, default), io.StringIO()
+    double,box = _double(cls, default, bool({'--help', '-h'} & {*words})), io.StringIO()
     try:
         with contextlib.redirect_stderr(box): got = tyro.cli(double, args=words, prog=prog, description=description)
     except SystemExit as e:
