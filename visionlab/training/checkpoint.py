@@ -12,6 +12,8 @@ import copy,pickle,random,warnings,zipfile
 from pathlib import Path
 import numpy as np,torch
 from fastcore.foundation import L
+from torch import nn
+from torch.overrides import TorchFunctionMode
 from .. import __version__
 from ..core.checks import SavedFileError,check_file
 from ..core.files import atomic_path
@@ -133,7 +135,7 @@ def update_checkpoint(
     ck = load_checkpoint(path)
     save_checkpoint(path, **{**{k: ck[k] for k in PARTS}, **parts}, extra={k: v for k,v in ck.items() if k not in (*PARTS, *HEADER)})
 
-# %% ../../nbs/training/00_checkpoint.ipynb #c8a80c1e
+# %% ../../nbs/training/00_checkpoint.ipynb #cf097b21
 def take_widths(
     model,           # Network as the settings build it; changed in place
     checkpoint:dict, # What `load_checkpoint` gave
@@ -146,13 +148,21 @@ def take_widths(
     model.pruned = about
     return model
 
+class _NoRandomValues(TorchFunctionMode):
+    "Within it a layer is built without random first weights: its memory holds whatever was there"
+    drawn = {nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_, torch.Tensor.uniform_, torch.Tensor.normal_}
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return (*args, *(kwargs or {}).values())[0] if func in self.drawn else func(*args, **(kwargs or {}))
+
+
+# %% ../../nbs/training/00_checkpoint.ipynb #c8a80c1e
 def restore_model(
     build,           # Function that gives the network of the checkpoint's settings
     checkpoint:dict, # What `load_checkpoint` gave; a `network` in it is taken as it is
 ):                   # The network with the checkpoint's widths and weights
     "The network that a checkpoint holds; `SavedFileError` where its weights do not fit its settings"
     if checkpoint.get('network') is not None: return checkpoint['network']
-    model = take_widths(build(), checkpoint)
+    with _NoRandomValues(): model = take_widths(build(), checkpoint)
     try: model.load_state_dict(strip_prefixes(checkpoint['model']))
     except RuntimeError as e: raise SavedFileError(f"the checkpoint's weights do not fit the network that its settings describe: {(str(e).splitlines() + [''])[1].strip()[:120]} ...") from None
     return model
