@@ -98,18 +98,26 @@ class DieAt:
                 if cb.learn.epoch == me.epoch and (event != 'after_batch' or (cb.learn.training and cb.learn.iter == 3)): die()
             trainer.learn.add_cb(type('Killer', (Callback,), {event: strike, 'order': 56})())
             return
+        import visionlab.training.callbacks as callbacks
         import visionlab.training.checkpoint as checkpoint
-        save, count = torch.save, [0]
+        save, second_name, link = torch.save, callbacks.second_name, os.link
 
         def half(obj, f, *args, **kwargs):
-            "best.pth and latest.pth are written in turn: die in the middle of one of them, or right after it"
-            if obj['epoch'] == me.epoch + 1:
-                name = Path(f.name).name
-                if me.moment == 'in best' and 'best' in name or me.moment == 'in latest' and 'latest' in name:
-                    f.write(b'PK\x03\x04' + bytes(1000)); f.flush(); die()
-                if me.moment == 'after best' and 'latest' in name: die()
+            "The best epochs are written as best.pth, the others as latest.pth: die in the middle"
+            if obj['epoch'] == me.epoch + 1 and me.moment in ('in best', 'in latest'):
+                if me.moment[3:] in Path(f.name).name: f.write(b'PK\x03\x04' + bytes(1000)); f.flush(); die()
             return save(obj, f, *args, **kwargs)
-        checkpoint.torch = SimpleNamespace(**{**vars(torch), 'save': half})
+
+        def named(old, new):
+            "latest.pth is one more name for best.pth: die before it gets the name, or half-way"
+            if trainer.learn.epoch == me.epoch and me.moment == 'after best': die()
+            callbacks.os = SimpleNamespace(**{**vars(os), 'link': linked})
+            second_name(old, new)
+
+        def linked(old, new):
+            link(old, new)
+            if trainer.learn.epoch == me.epoch and me.moment == 'in the second name': die()
+        checkpoint.torch, callbacks.second_name = SimpleNamespace(**{**vars(torch), 'save': half}), named
 
 
 class Report:

@@ -21,10 +21,12 @@ from visionlab.training.checkpoint import load_checkpoint, save_checkpoint, seed
 from visionlab.training.learner import make_learner
 
 
+by_hmean = dict(lr_scheduler='PolynomialLR', metrics='hmean')     # best in its third epoch of five
+
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
     "The checkpoint of a run that nobody disturbed"
-    trainer = spot_trainer(tmp_path_factory.mktemp('whole'), lr_scheduler='PolynomialLR').train()
+    trainer = spot_trainer(tmp_path_factory.mktemp('whole'), **by_hmean).train()
     return load_checkpoint(trainer.latest), load_checkpoint(trainer.best)
 
 
@@ -38,13 +40,14 @@ def in_process(ctx, *args):
 
 # Exact resume
 
-moments = ['start', 'batch', 'validation', 'recorded', 'in best', 'after best', 'in latest']
+moments = ['start', 'batch', 'validation', 'recorded', 'in best', 'after best', 'in the second name', 'in latest']
 
 @pytest.mark.parametrize('moment', moments)
 def test_killed_at(moment, whole, processes, tmp_path):
-    kwargs = dict(lr_scheduler='PolynomialLR', num_workers=2 if moment == 'batch' else 0)     # workers before the kill, none after
-    epoch = whole[0]['best']['epoch'] if 'best' in moment else 2
-    assert epoch >= 1
+    kwargs = dict(by_hmean, num_workers=2 if moment == 'batch' else 0)     # workers before the kill, none after
+    best = whole[0]['best']['epoch']
+    epoch = best if moment in ('in best', 'after best', 'in the second name') else best + 1      # the last best one, of which both files are made, or one that only writes latest.pth
+    assert 1 <= best < len(whole[0]['history']) - 1
     assert in_process(processes, tmp_path, '', DieAt(moment, epoch), kwargs) == -signal.SIGKILL
     latest = tmp_path/'run'/'latest.pth'
     assert load_checkpoint(latest, 'spot')['epoch'] == epoch
@@ -60,7 +63,7 @@ def test_killed_from_outside_at_any_moment(whole, processes, tmp_path):
     for i in range(40):
         if not latest.exists() and (tmp_path/'run').exists(): shutil.rmtree(tmp_path/'run')     # killed before its first checkpoint: start over
         mine, theirs = processes.Pipe(duplex=False)
-        p = processes.Process(target=run_once, args=(tmp_path, str(latest) if latest.exists() else '', Report(theirs), dict(lr_scheduler='PolynomialLR', num_workers=2*(i % 2))))
+        p = processes.Process(target=run_once, args=(tmp_path, str(latest) if latest.exists() else '', Report(theirs), dict(by_hmean, num_workers=2*(i % 2))))
         p.start()
         theirs.close()
         try:
@@ -482,7 +485,7 @@ def test_ctrl_c_and_on(tmp_path, whole):
         def after_batch(self):
             if self.epoch == 2 and self.training: self.learn.remove_cb(self); raise KeyboardInterrupt
     lines = []
-    t = spot_trainer(tmp_path, cbs=CtrlC(), say=lines.append, lr_scheduler='PolynomialLR').train()
+    t = spot_trainer(tmp_path, cbs=CtrlC(), say=lines.append, **by_hmean).train()
     assert lines[-1] == f"stopped by hand; 2 of 5 epochs are saved. To go on: resume_checkpoint='{t.latest}'"
     t.train()
     same(load_checkpoint(t.latest), whole[0])

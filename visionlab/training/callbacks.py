@@ -319,8 +319,8 @@ class CheckpointCallback(TrainingCallback):
         if rank_distrib(): return
         meta = self.meta(self.learn) if callable(self.meta) else self.meta
         parts = dict(self.run_state.snapshot(), system=self.system, config=self.config, **meta)
-        if self.run_state.improved: save_checkpoint(self.best_, **parts)
-        save_checkpoint(self.latest_, **parts)
+        save_checkpoint(self.best_ if self.run_state.improved else self.latest_, **parts)
+        if self.run_state.improved: second_name(self.best_, self.latest_)
         self.saved = len(self.run_state.history)
         if self.each: second_name(self.latest_, self.folder/self.each.format(self.saved))
     def after_cancel_fit(self):
