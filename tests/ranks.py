@@ -39,13 +39,13 @@ def trainer_of(system, data, out, **more):
         own = dict(train_path=[f'{data}/text/train'], val_path=[f'{data}/text/test'], short_side=96, input_size=64, test_size=64, backbone='shufflenetv2', width=8, reader_width=8)
     elif system == 'segmentation':
         from visionlab.segmentation import SegmentationTrainer as Trainer
-        own = dict(train_path=[f'{data}/masks/train'], val_path=[f'{data}/masks/test'], classes=3, patch_size=64, encoder='resnet18')
+        own = dict(train_path=[f'{data}/masks/train'], val_path=[f'{data}/masks/test'], classes=3, patch_size=64, encoder='tu-mobilenetv3_small_050')
     elif system == 'frcnn':
         from visionlab.frcnn import FasterRCNNTrainer as Trainer
         own = dict(train_path=[f'{data}/boxes'], val_path=[f'{data}/boxes'], input_shape=(64, 64), backbone='resnet18', head='mlp', head_width=32, rpn_min_size=2., n_post_train=60, n_post_test=20, roi_samples=16)
     else:
         from visionlab.multilabel import MultilabelTrainer as Trainer
-        own = dict(images_root=f'{data}/digits/train', val_root=f'{data}/digits/test', input_size=32)
+        own = dict(images_root=f'{data}/digits/train', val_root=f'{data}/digits/test', input_size=32, model='mobilenetv3_small_050')
     loss = dict(criterion=more.pop('loss')) if system in ('pan', 'fots') and 'loss' in more else dict(loss_func=more.pop('loss')) if 'loss' in more else {}
     cbs = more.pop('cbs', ())
     return Trainer({**usual, **own, **more}, progress='none', **loss, **(dict(cbs=cbs) if cbs else {}))
@@ -74,7 +74,7 @@ class MeanOverImages(nn.Module):
 
 def equal_steps(system, data, out, batch_size):
     "Weights after two epochs without anything that depends on how a batch is divided"
-    own = dict(fots=dict(read=False), segmentation=dict(rotate=0., scale=(1., 1.)), frcnn=dict(freeze_bn=True, rpn_samples=100_000, roi_samples=1000, n_pre_train=20_000, n_post_train=900)).get(system, {})
+    own = dict(fots=dict(read=False), segmentation=dict(rotate=0., scale=(1., 1.)), frcnn=dict(freeze_bn=True, rpn_samples=100_000, roi_samples=200, n_pre_train=20_000, n_post_train=150)).get(system, {})
     loss = {} if system in ('multilabel', 'segmentation') else dict(loss=MeanOverImages(system))      # these two have such losses themselves, as long as all pixels count
     trainer = trainer_of(system, data, out, name=f'{system}-{batch_size}', batch_size=batch_size, cbs=[StillBatchNorm()], **loss, **own)
     start = {k: v.clone() for k, v in trainer.learn.model.state_dict().items()}

@@ -397,18 +397,18 @@ def masks(tmp_path_factory):
     from visionlab.datasets.toy_masks import make_toy_masks
     folder = tmp_path_factory.mktemp('masks')
     toy = make_toy_masks(folder/'toy', n_train=6, n_test=2, size=64, classes=3)
-    words = '--patch-size 64 --encoder resnet18 --no-pretrained --epochs 1 --batch-size 2 --workers 0 --no-tensorboard --classes 3 --device cpu'.split()
+    words = '--patch-size 64 --encoder tu-mobilenetv3_small_050 --no-pretrained --epochs 1 --batch-size 2 --workers 0 --no-tensorboard --classes 3 --device cpu'.split()
     assert main(['train', 'segmentation', '--train-path', f'{toy}/train', '--output-dir', str(folder/'out'), *words]) == 0
     return folder/'out'/'segmentation'/'best-checkpoint.pth.tar', toy/'test'
 
 
 def test_options_agree_with_the_checkpoint_or_are_refused(done, refused, masks):
     best, images = masks
-    a = done('predict', '--model', best, '--source', images, '--patch-size', 64, '--classes', 3, '--encoder', 'resnet18', '--output-dir', 'a')
+    a = done('predict', '--model', best, '--source', images, '--patch-size', 64, '--classes', 3, '--encoder', 'tu-mobilenetv3_small_050', '--output-dir', 'a')
     assert '2 of 2 images answered' in a
     done('predict', best, '--source', images, '--output-dir', 'b')
     assert [{**r, 'regions': 0} for r in rows('a')] == [{**r, 'regions': 0} for r in rows('b')]
-    for words, said in ((('--classes', 2), "number of classes is 3"), (('--encoder', 'resnet50'), "encoder is 'resnet18'"), (('--patch-size', 3), 'patch_size')): assert said in refused('predict', best, '--source', images, *words)
+    for words, said in ((('--classes', 2), "number of classes is 3"), (('--encoder', 'resnet50'), "encoder is 'tu-mobilenetv3_small_050'"), (('--patch-size', 3), 'patch_size')): assert said in refused('predict', best, '--source', images, *words)
     assert '2 of 2 images' in done('predict', best, '--source', images, '--tile', 32, '--output-dir', 'c')
 
 

@@ -373,7 +373,7 @@ def test_cuts(run, toy):
 
 @pytest.fixture(scope='module')
 def trained(toy, tmp_path_factory):
-    c = MultilabelConfig(images_root=f'{toy}/train', val_root=f'{toy}/test', input_size=32, batch_size=6, epochs=3, num_workers=0, device='cpu', pretrained=False, tensorboard=False, lr=2e-3, weight_decay=.01,
+    c = MultilabelConfig(images_root=f'{toy}/train', val_root=f'{toy}/test', model='mobilenetv3_small_050', input_size=32, batch_size=6, epochs=3, num_workers=0, device='cpu', pretrained=False, tensorboard=False, lr=2e-3, weight_decay=.01,
                          output_dir=str(tmp_path_factory.mktemp('trained')))
     return MultilabelTrainer(c, progress='none').train()
 
@@ -426,7 +426,7 @@ def test_evaluation_is_that_of_training_at_half(trained, toy):
     assert tuned.score.mean('f1') >= found.score.mean('f1') - 1e-9 and tuned.score.mAP == pytest.approx(found.score.mAP, abs=1e-6)
 
 
-@pytest.mark.parametrize('option, said', [(dict(model='resnet50'), "whose model is 'resnet18'"), (dict(encoder='vgg'), "whose model is 'resnet18'"), (dict(classes=9), 'number of labels is 3'), (dict(tile=9), 'no option `tile`'),
+@pytest.mark.parametrize('option, said', [(dict(model='resnet50'), "whose model is 'mobilenetv3_small_050'"), (dict(encoder='vgg'), "whose model is 'mobilenetv3_small_050'"), (dict(classes=9), 'number of labels is 3'), (dict(tile=9), 'no option `tile`'),
                                           (dict(min_score=0.), 'min_score'), (dict(patch_size=3), 'input_size')])
 def test_options_that_contradict_the_checkpoint(option, said, trained):
     with pytest.raises(InputError, match=said): load_predictor(trained.best, device='cpu', **option)
@@ -438,7 +438,7 @@ def test_labels_in_other_scripts(tmp_path, monkeypatch):
             p = tmp_path/'set'/f/f'{k}.png'
             p.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.full((20, 20, 3), 60*i + k, np.uint8)).save(p)
-    c = MultilabelConfig(images_root=str(tmp_path/'set'), val_ratio=.25, input_size=32, pretrained=False, epochs=1, batch_size=4, num_workers=0, device='cpu', output_dir=str(tmp_path/'runs'), tensorboard=False)
+    c = MultilabelConfig(images_root=str(tmp_path/'set'), val_ratio=.25, model='mobilenetv3_small_050', input_size=32, pretrained=False, epochs=1, batch_size=4, num_workers=0, device='cpu', output_dir=str(tmp_path/'runs'), tensorboard=False)
     from visionlab.core import fonts
     monkeypatch.setattr(fonts, '_home', {'青': None, 'с': fonts._fonts()[0]})
     with warnings.catch_warnings(record=True) as said:
@@ -509,7 +509,7 @@ def test_system_is_known():
 
 def test_commands(toy, tmp_path, capsys):
     assert main(['check', 'multilabel', str(toy)]) == 0 and 'label sets' in capsys.readouterr().out
-    words = f'train multilabel --images-root {toy}/train --val-root {toy}/test --input-size 32 --no-pretrained --n-epochs 1 --batch-size 6 --num-workers 0 --device cpu --no-tensorboard --save-model-folder {tmp_path}/runs --save-model-dir m.pth'
+    words = f'train multilabel --images-root {toy}/train --val-root {toy}/test --model mobilenetv3_small_050 --input-size 32 --no-pretrained --n-epochs 1 --batch-size 6 --num-workers 0 --device cpu --no-tensorboard --save-model-folder {tmp_path}/runs --save-model-dir m.pth'
     assert main(words.split()) == 0
     assert 'visionlab predict' in capsys.readouterr().out
     best = tmp_path/'runs/multilabel/m.pth'
@@ -526,7 +526,7 @@ def test_commands(toy, tmp_path, capsys):
         assert len((out/'predictions.jsonl').read_text().splitlines()) == n and len(list(csv.DictReader(open(out/'predictions.csv')))) == n
         assert said.count('.jpg  ') == (0 if 'film' in str(source) else n)
         shutil.rmtree(out)
-    assert main(['predict', str(best), '--source', str(image), '--encoder', 'resnet50']) == 2 and "whose model is 'resnet18'" in capsys.readouterr().err
+    assert main(['predict', str(best), '--source', str(image), '--encoder', 'resnet50']) == 2 and "whose model is 'mobilenetv3_small_050'" in capsys.readouterr().err
     for bad, said in ((['check', 'multilabel', '/nowhere'], '/nowhere'), (['train', 'multilabel'], '`images_root` is empty'), (['train', 'multilabel', '--images-root', str(toy), '--log-name', 'a/b'], 'log_file')):
         assert main(bad) == 2
         err = capsys.readouterr().err

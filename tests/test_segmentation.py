@@ -29,6 +29,9 @@ NINE = ('Unet', 'UnetPlusPlus', 'MAnet', 'Linknet', 'FPN', 'PSPNet', 'PAN', 'Dee
 assert set(NINE) < set(SEGMENTATION_MODELS)
 
 
+SMALL = 'tu-mobilenetv3_small_050'     # the encoder, where it does not matter which one
+
+
 @pytest.fixture(scope='module')
 def toys(tmp_path_factory):
     "Toy sets by number of classes"
@@ -45,7 +48,7 @@ def config(toys, tmp_path):
     def make(classes=3, **changes):
         toy = toys(classes)
         train, val = (f'{toy}/train', f'{toy}/test') if (toy/'train').exists() else (str(toy), str(toy))
-        base = dict(train_path=(train,), val_path=(val,), classes=classes, patch_size=64, encoder='resnet18', pretrained=False, batch_size=2, epochs=1, num_workers=0, device='cpu',
+        base = dict(train_path=(train,), val_path=(val,), classes=classes, patch_size=64, encoder=SMALL, pretrained=False, batch_size=2, epochs=1, num_workers=0, device='cpu',
                     output_dir=str(tmp_path/'runs'), tensorboard=False, csv=False)
         return SegmentationConfig(**{**base, **changes})
     return make
@@ -98,7 +101,7 @@ def test_nine_architectures_run_and_resume(name, config):
     class Stop(Callback):
         def before_epoch(self):
             if self.epoch == 1: raise KeyboardInterrupt
-    c = config(model=name, epochs=2, encoder='resnet18', patch_size=32)
+    c = config(model=name, epochs=2, patch_size=32)
     trainer = SegmentationTrainer(c, progress='none', cbs=Stop()).train()
     assert trainer.stopped_by_hand and trainer.latest.name == 'checkpoint.pth.tar' and load_checkpoint(trainer.latest)['epoch'] == 1
     again = SegmentationTrainer(replace_config(c, resume_checkpoint=str(trainer.latest)), progress='none').train()
@@ -335,7 +338,7 @@ def trained(tmp_path_factory):
     for classes in (1, 3):
         toy = make_toy_masks(folder/f'toy{classes}', n_train=12, n_test=4, size=(64, 48), classes=classes)
         train, val = (f'{toy}/train', f'{toy}/test') if (toy/'train').exists() else (str(toy), str(toy))
-        c = SegmentationConfig(name=f'c{classes}', train_path=(train,), val_path=(val,), classes=classes, patch_size=64, encoder='resnet18', pretrained=False, batch_size=4, epochs=2, num_workers=0, device='cpu',
+        c = SegmentationConfig(name=f'c{classes}', train_path=(train,), val_path=(val,), classes=classes, patch_size=64, encoder=SMALL, pretrained=False, batch_size=4, epochs=2, num_workers=0, device='cpu',
                                lr=3e-3, adam_eps=1e-6, output_dir=str(folder/'runs'), tensorboard=False, csv=False)
         made[classes] = SegmentationTrainer(c, progress='none').train()
     return made
@@ -372,12 +375,12 @@ def test_prediction_options(trained, monkeypatch):
     assert {s[2:] for s in sizes(tile=64)} == {(64, 64)} and len(sizes(tile=64, overlap=.5)) > len(sizes(tile=64, overlap=0.))
 
 
-@pytest.mark.parametrize('option, said', [(dict(encoder='resnet50'), "`encoder` is 'resnet50', but the checkpoint's encoder is 'resnet18'"), (dict(classes=1), "`classes` is 1, but the checkpoint's number of classes is 3"),
+@pytest.mark.parametrize('option, said', [(dict(encoder='resnet50'), "`encoder` is 'resnet50', but the checkpoint's encoder is 'tu-mobilenetv3_small_050'"), (dict(classes=1), "`classes` is 1, but the checkpoint's number of classes is 3"),
                                           (dict(model='FPN'), "`model` is 'FPN', but the checkpoint's architecture is 'Unet'"), (dict(min_area=3), 'has no option `min_area`'),
                                           (dict(conf_thres=2.), 'conf_thres'), (dict(patch_size=3), 'patch_size'), (dict(tile=5), 'tile')])
 def test_options_that_contradict_the_checkpoint(option, said, trained):
     with pytest.raises(InputError, match=said.replace('(', r'\(')): load_predictor(trained[3].best, device='cpu', **option)
-    load_predictor(trained[3].best, device='cpu', encoder='resnet18', classes=3, model='Unet')
+    load_predictor(trained[3].best, device='cpu', encoder=SMALL, classes=3, model='Unet')
 
 
 def test_a_threshold_that_does_nothing_is_told(trained, recwarn):
