@@ -174,11 +174,13 @@ def _layout(rng, split, height, max_width, capitals=False):
 # %% ../../nbs/datasets/02_toy.ipynb #5888ab52
 def _apart(a, b, margin):
     "Are two convex polygons at least about `margin` px from each other?"
+    a, b = a.tolist(), b.tolist()     # a few points, a thousand times a scene: plain numbers are faster than arrays
     for p in (a, b):
-        edges = np.roll(p, -1, axis=0) - p
-        normals = np.stack([edges[:, 1], -edges[:, 0]], 1) / np.maximum(1e-9, np.hypot(*edges.T))[:, None]
-        sa, sb = a @ normals.T, b @ normals.T
-        if ((sa.min(0) > sb.max(0) + margin) | (sb.min(0) > sa.max(0) + margin)).any(): return True
+        for (x, y), (x2, y2) in zip(p, p[1:] + p[:1]):
+            far = max(1e-9, math.hypot(x2 - x, y2 - y))
+            nx, ny = (y2 - y)/far, (x - x2)/far
+            sa, sb = [u*nx + v*ny for u, v in a], [u*nx + v*ny for u, v in b]
+            if min(sa) > max(sb) + margin or min(sb) > max(sa) + margin: return True
     return False
 
 def _angle(rng):
