@@ -24,8 +24,12 @@ def _run(path, log):
         try:
             import matplotlib; matplotlib.use('agg')
             import torch; torch.set_num_threads(1)
+            from execnb.shell import CaptureShell
             from nbdev.test import test_nb
+            shown, show = [], CaptureShell.showtraceback
+            CaptureShell.showtraceback = lambda *args, **kwargs: (shown.append(1), show(*args, **kwargs))      # an object that cannot be shown ends no cell here; in Jupyter it does
             ok, _ = test_nb(path, skip_flags=['gpu', 'data', 'slow'], basepath=root/'nbs', showerr=True, do_print=False)
+            ok = ok and not shown
         except BaseException:
             traceback.print_exc(); ok = False
         sys.stdout.flush(); sys.stderr.flush()
