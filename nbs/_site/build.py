@@ -3,7 +3,7 @@
 Nothing is downloaded and no Quarto is needed. `main('docs')` writes the site; a broken link, a symbol without
 its place in a page's contents or a notebook outside the sidebar ends the build with a list of what is wrong.
 """
-import ast, html, io, json, os, re, shutil, subprocess, sys, tempfile
+import ast, functools, html, importlib, io, json, os, pkgutil, re, shutil, subprocess, sys, tempfile
 from concurrent.futures import ProcessPoolExecutor
 from html.parser import HTMLParser
 from multiprocessing import get_context
@@ -180,8 +180,7 @@ def render(nb_path, out):
     with tempfile.TemporaryDirectory() as tmp:
         clean = Path(tmp)/'page.ipynb'
         clean.write_text(json.dumps(_plain(nb)), encoding='utf-8')
-        exporter = MarkdownExporter(config=Config({'NbConvertBase': {'display_data_priority': ['text/html', 'image/svg+xml', 'image/png', 'text/markdown', 'text/plain']}}))
-        text, res = exporter.from_filename(str(clean), resources={'output_files_dir': f'{dest.stem}_files'})
+        text, res = exporter().from_filename(str(clean), resources={'output_files_dir': f'{dest.stem}_files'})
     for name, data in (res.get('outputs') or {}).items():
         short, data = lighter(name, data)
         if short != name: text = text.replace(name, short)
@@ -191,6 +190,12 @@ def render(nb_path, out):
     text = re.sub(r'<!-- WARNING:.*?-->', '', text)
     dest.write_text(local_links(_subtitle(text), page_path(nb_path)), encoding='utf-8')
     return str(page_path(nb_path)), symbols
+
+
+@functools.cache
+def exporter():
+    "One for all pages of a process: compiling its templates takes longer than a page"
+    return MarkdownExporter(config=Config({'NbConvertBase': {'display_data_priority': ['text/html', 'image/svg+xml', 'image/png', 'text/markdown', 'text/plain']}}))
 
 
 def lighter(name, data, least=30_000):
@@ -297,8 +302,9 @@ def write_readme(src):
 def preload():
     "Import the heavy libraries once; the workers are forked from here"
     os.environ['MPLBACKEND'] = 'agg'
-    import matplotlib, torch, torchvision, albumentations, fastai.vision.all  # noqa
+    import matplotlib, torch, torchvision, albumentations, fastai.vision.all, visionlab  # noqa
     torch.set_num_threads(1)
+    for m in pkgutil.walk_packages(visionlab.__path__, 'visionlab.'): importlib.import_module(m.name)
 
 
 def build(out, readme=False, workers=2):
