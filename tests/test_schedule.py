@@ -85,6 +85,27 @@ def test_resume_in_the_middle_of_an_epoch(stop, tmp_path):
     same(load_checkpoint(again.latest), load_checkpoint(whole.latest))
 
 
+@pytest.mark.parametrize('eval_step, steps', [(4, [4, 8, 12, 16, 18, 22, 24]), (5, [5, 10, 12, 17, 18, 23, 24]), (30, [12, 18, 24])])
+def test_longer_after_a_short_last_round(eval_step, steps, tmp_path):
+    "A run that ended within a round goes on with more epochs where it ended: every batch of every epoch once, the weights of a run in one go"
+    seen = []
+    class Seen(Callback):
+        def after_batch(self):
+            if self.training: seen.append(self.xb[0].sum().item())
+    def run(**settings):
+        trainer = spot_trainer(tmp_path, lr_scheduler='none', cbs=Seen(), **settings)
+        for m in trainer.learn.model.modules():
+            if isinstance(m, torch.nn.Dropout): m.p = 0.      # a validation more or less draws other numbers
+        return trainer.train()
+    one, want = run(epochs=4, name='one'), list(seen)
+    seen.clear()
+    short = run(epochs=2, eval_step=eval_step, name='short')
+    for epochs in (3, 4): more = run(epochs=epochs, eval_step=eval_step, resume_checkpoint=str(short.latest))
+    assert [r['step'] for r in more.history] == steps and more.rounds == len(steps) and more.learn.run_state.clock == 4
+    assert seen == want and len(set(seen)) > 20
+    for k, v in one.learn.model.state_dict().items(): assert torch.equal(v, more.learn.model.state_dict()[k]), k
+
+
 def test_resume_with_another_eval_step_is_refused(tmp_path):
     a = spot_trainer(tmp_path, epochs=2, eval_step=4).train()
     with pytest.raises(InputError, match='"eval_step" 4 -> 3'): spot_trainer(tmp_path, epochs=2, eval_step=3, resume_checkpoint=str(a.latest))

@@ -33,14 +33,19 @@ class StepPlan:
         accumulate:int=1, # Batches in an optimiser step; the last step of an epoch may have fewer
         epochs:int=1,     # Epochs of the run
         every:int=0,      # Optimiser steps in a round, 0: those of an epoch
+        done=(0, 0),      # Rounds that are finished, and the optimiser steps in them
     ):
         self.batches,self.accumulate = batches,accumulate
         self.steps = -(-batches//accumulate)                  # in an epoch
         self.total,self.every = epochs*self.steps,every or self.steps
-        self.rounds = -(-self.total//max(1, self.every))
+        self.done = done
+        self.rounds = done[0] - (done[1] - self.total)//max(1, self.every)
+    def begin(self, i):
+        "Optimiser steps of the run before round `i`"
+        return min(self.done[1] + (i - self.done[0])*self.every, self.total)
     def pieces(self, i):
         "Round `i` as a list of (epoch, first batch, batch after the last)"
-        step,end,out = i*self.every,min((i+1)*self.every, self.total),[]
+        step,end,out = self.begin(i),self.begin(i+1),[]
         while step < end:
             epoch,k = divmod(step, self.steps)
             stop = min(end, (epoch+1)*self.steps)
@@ -100,18 +105,20 @@ class ResumableLearner(Learner):
         "What a round is called: evaluation or epoch"
         return 'evaluation' if self.eval_step else 'epoch'
     def make_plan(self,
-        n_epoch,  # Epochs of the fit
-        cbs=None, # Callbacks of this fit alone
+        n_epoch,    # Epochs of the fit
+        cbs=None,   # Callbacks of this fit alone
+        history=(), # Rows of the rounds that are finished
     ):
         "The `StepPlan` of a fit of so many epochs; `InputError` where rounds need a loader that can stop within an epoch, and it cannot"
         cbs = {cb.name: cb for cb in [*self.cbs, *L(cbs)]}
         every = 0 if 'lr_finder' in cbs else self.eval_step     # `lr_find` is no run
         if every and not hasattr(self.dls.train, 'batches'): raise InputError('"eval_step" needs a training loader that can go on in the middle of an epoch, as `seeded_dataloaders` makes it')
-        return StepPlan(len(self.dls.train), cbs['accumulate'].n if 'accumulate' in cbs else 1, n_epoch, every)
+        done = (len(history), history[-1]['step']) if every and history else (0, 0)
+        return StepPlan(len(self.dls.train), cbs['accumulate'].n if 'accumulate' in cbs else 1, n_epoch, every, done)
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
         "Train until `n_epoch` epochs are done, from `start_epoch` on; callbacks close what they hold even where it fails"
         self.fitting,self.first_epoch = True,start_epoch
-        self.plan = self.make_plan(n_epoch, cbs)
+        self.plan = self.make_plan(n_epoch, cbs, self.run_state.known if start_epoch and hasattr(self, 'run_state') else ())
         try: super().fit(self.plan.rounds if self.plan.every != self.plan.steps else n_epoch, lr=lr, wd=wd, cbs=cbs, reset_opt=reset_opt)
         except InputError as e:
             e.args = (short_message(e),)
@@ -200,6 +207,10 @@ class RunState(TrainingCallback):
     def reset(self):
         "Forget all epochs"
         self.history,self.seconds,self.best,self.wait,self.improved = [],[],None,0,False
+    @property
+    def known(self):
+        "Rows of the rounds that are finished, those of a checkpoint that is about to go on included"
+        return self.pending['history'] if self.pending else self.history
 
     def before_fit(self):
         if not getattr(self.learn, 'first_epoch', 0): self.reset()
@@ -215,12 +226,12 @@ class RunState(TrainingCallback):
     def after_epoch(self):
         parts = [cb.means for cb in self.learn.cbs if isinstance(cb, LossParts)]
         plan,every = self.learn.plan,self.learn.eval_step
-        done = min((self.epoch+1)*plan.every, plan.total)     # optimiser steps
+        before,done = plan.begin(self.epoch),plan.begin(self.epoch + 1)     # optimiser steps
         row = dict(epoch=self.epoch, **dict(step=done) if every else {}, **dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1])), lr=float(self.opt.hypers[-1]['lr']), **(parts[0] if parts else {}))
         self.judge(row)
         self.history.append(row)
         self.seconds.append(time.perf_counter() - self.started)
-        self.clock += done//plan.steps - self.epoch*plan.every//plan.steps if every else 1
+        self.clock += done//plan.steps - before//plan.steps if every else 1
 
     def judge(self, row):
         "Take an epoch in: is it the best so far, and how many came since?"

@@ -217,7 +217,7 @@ class Trainer:
     @property
     def rounds(self):
         "Evaluations of the whole run"
-        return self.learn.make_plan(self.epochs).rounds
+        return self.learn.make_plan(self.epochs, history=self.learn.run_state.known).rounds
     @property
     def history(self):
         "Figures of each round so far, a list of dicts"
