@@ -57,6 +57,31 @@ def test_killed_at(moment, whole, processes, tmp_path):
     assert sorted(p.name for p in (tmp_path/'run').glob('[!.]*')) == ['best.pth', 'config.json', 'latest.pth']
 
 
+@pytest.mark.parametrize('disk', ['with links', 'without links', 'best.pth elsewhere'])
+def test_the_best_epoch_stays_when_a_worse_one_follows(disk, tmp_path, monkeypatch):
+    "One content under two names where the disk can do that, a copy where it cannot; a link in the folder of the run is followed"
+    import visionlab.training.callbacks as callbacks
+    from types import SimpleNamespace
+    def no_link(*args): raise OSError('Operation not supported')
+    if disk == 'without links': monkeypatch.setattr(callbacks, 'os', SimpleNamespace(**{**vars(os), 'link': no_link}))
+    t = spot_trainer(tmp_path, **by_hmean)
+    if disk == 'best.pth elsewhere':
+        (tmp_path/'elsewhere').mkdir()
+        t.open()
+        (t.folder/'best.pth').symlink_to(tmp_path/'elsewhere/good.pth')
+    class Same(Callback):
+        order = 69
+        def after_epoch(self):
+            if self.run_state.improved: seen.append((os.path.samefile(t.best, t.latest), t.best.read_bytes() == t.latest.read_bytes(), t.latest.is_symlink()))
+    seen = []
+    t.learn.add_cb(Same())
+    t.train()
+    assert len(seen) >= 2 and set(seen) == {(disk != 'without links', True, False)}
+    best, latest = load_checkpoint(t.best), load_checkpoint(t.latest)
+    assert best['epoch'] == latest['best']['epoch'] + 1 < latest['epoch'] and t.best.is_symlink() == (disk == 'best.pth elsewhere')
+    assert not list(t.folder.glob('.*tmp*'))
+
+
 def test_killed_from_outside_at_any_moment(whole, processes, tmp_path):
     "SIGKILL a few batches and milliseconds after each start, with and without workers, until the run is through"
     rng, latest, kills = random.Random(5), tmp_path/'run'/'latest.pth', 0

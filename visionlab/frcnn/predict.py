@@ -15,7 +15,6 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core.checks import InputError
-from ..core.checks import SavedFileError
 from ..core.checks import check_range
 from ..core.config import from_dict
 from ..core.config import replace_config
@@ -44,6 +43,7 @@ from ..metrics.detection import DetectionScore
 from ..metrics.detection import coco_ap
 from ..metrics.detection import voc_ap
 from ..training.checkpoint import load_checkpoint
+from ..training.checkpoint import restore_model
 
 # %% ../../nbs/frcnn/08_predict.ipynb #8af305a8
 @dataclass(eq=False)
@@ -96,9 +96,7 @@ def _frcnn_settings(checkpoint, settings):
 
 def _restored(checkpoint, config, score, nms):
     "The network of a checkpoint with these thresholds"
-    model = frcnn_model(config, len(checkpoint['classes']))
-    try: model.load_state_dict(checkpoint['model'])
-    except RuntimeError as e: raise SavedFileError(f"the checkpoint's weights do not fit the network that its settings describe: {str(e).splitlines()[1].strip()[:120]} ...") from None
+    model = restore_model(lambda: frcnn_model(config, len(checkpoint['classes'])), checkpoint)
     model.score,model.nms,model.max_detections = score,nms,config.max_detections
     return model
 

@@ -303,9 +303,10 @@ def second_name(
     new, # Its other path; a file of that name is replaced
 ):
     "The same content by another name, without a copy where the disk can do that"
+    if Path(new).exists() and os.path.samefile(old, new): return
     with atomic_path(new) as temp:
         Path(temp).unlink(missing_ok=True)
-        try: os.link(old, temp)
+        try: os.link(os.path.realpath(old), temp)     # of a link, the file that it points to
         except OSError: shutil.copyfile(old, temp)
 
 class CheckpointCallback(TrainingCallback):

@@ -135,7 +135,7 @@ def update_checkpoint(
     ck = load_checkpoint(path)
     save_checkpoint(path, **{**{k: ck[k] for k in PARTS}, **parts}, extra={k: v for k,v in ck.items() if k not in (*PARTS, *HEADER)})
 
-# %% ../../nbs/training/00_checkpoint.ipynb #cf097b21
+# %% ../../nbs/training/00_checkpoint.ipynb #d958ccc4
 def take_widths(
     model,           # Network as the settings build it; changed in place
     checkpoint:dict, # What `load_checkpoint` gave
@@ -148,12 +148,14 @@ def take_widths(
     model.pruned = about
     return model
 
+# %% ../../nbs/training/00_checkpoint.ipynb #cf097b21
 class _NoRandomValues(TorchFunctionMode):
-    "Within it a layer is built without random first weights: its memory holds whatever was there"
+    "Within it a layer is built without random first weights: its parameters are zeros"
     drawn = {nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_, torch.Tensor.uniform_, torch.Tensor.normal_}
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        return (*args, *(kwargs or {}).values())[0] if func in self.drawn else func(*args, **(kwargs or {}))
-
+        x = (*args, *(kwargs or {}).values())[0] if func in self.drawn else None
+        if not isinstance(x, nn.Parameter): return func(*args, **(kwargs or {}))
+        with torch.no_grad(): return x.zero_()
 
 # %% ../../nbs/training/00_checkpoint.ipynb #c8a80c1e
 def restore_model(

@@ -217,7 +217,7 @@ class Trainer:
     @property
     def rounds(self):
         "Evaluations of the whole run"
-        return self.learn.make_plan(self.epochs, history=self.learn.run_state.known).rounds
+        return self.learn.make_plan(self.epochs, history=self.learn.run_state.known if self.start else ()).rounds
     @property
     def history(self):
         "Figures of each round so far, a list of dicts"
@@ -271,8 +271,8 @@ def open(self:Trainer):
 @patch
 def train(self:Trainer):
     "Train up to `epochs`, and leave checkpoints and logs in the folder"
-    n,unit,self.stopped_by_hand = self.rounds,self.learn.unit,False
     if self.ready and self.latest.exists(): self.resume(self.latest)
+    n,unit,self.stopped_by_hand = self.rounds,self.learn.unit,False
     attached,new = list(self.learn.cbs),not self.ready and not self.start
     if not self.ready: self.open()
     if self.start >= n: self.say(f'nothing to do: {self.start} {unit}s are trained and "epochs" is {setting(self.config, "epochs")}')
