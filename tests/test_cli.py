@@ -862,6 +862,7 @@ def _limited(limit, log, words):
     try:
         os.dup2(log.fileno(), 1), os.dup2(log.fileno(), 2)
         sys.stdout, sys.stderr = (open(fd, 'w', closefd=False) for fd in (1, 2))
+        sys.dont_write_bytecode = True     # or what is imported now leaves half a file of bytecode for everybody
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         code = main([str(w) for w in words])
         sys.stdout.flush(), sys.stderr.flush()

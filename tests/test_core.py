@@ -174,6 +174,7 @@ def test_a_file_size_limit(tmp_path):
     r = python("""
         import resource, sys
         from visionlab.core.files import write_json
+        sys.dont_write_bytecode = True
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
         try: write_json(sys.argv[1], 'x'*1_000_000)
         except OSError as e: print(e)

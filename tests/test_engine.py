@@ -484,6 +484,7 @@ def full_disk(folder, out):
     "Train in a process that may write files of up to 12 kB only"
     import resource
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    sys.dont_write_bytecode = True     # or what is imported now leaves half a file of bytecode for everybody
     trainer = spot_trainer(folder, epochs=3)
 
     class Shrink(Callback):
