@@ -7,6 +7,8 @@ READY   = $(VENV)/.visionlab-ready
 JOBS   ?= 2
 export NO_ALBUMENTATIONS_UPDATE = 1
 export MPLBACKEND ?= Agg
+# What is imported is compiled once and kept; compiling all that is installed would take longer than the download.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test wheel docs bench notebooks prepare hooks system clean
 
@@ -24,7 +26,7 @@ system:
 $(READY): settings.ini setup.py | system
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo "installing visionlab and what it needs into $(VENV) (some minutes the first time)"
-	@$(PY) -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@$(PY) -m pip install -q --no-compile --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
 demo: $(READY) ## train, evaluate and show PAN on the embedded toy set, in about three minutes
