@@ -41,15 +41,20 @@ def html_table(
 
 # %% ../../nbs/core/06_tables.ipynb #378e20b2
 class FiguresTable:
-    "Named sets of figures as a table, a row each"
+    "Named sets of figures as a table, a row each; `InputError` for a figure that no row has"
     def __init__(self,
-        rows,         # Pairs of a name and its figures, a dict of floats
+        rows,         # Pairs of a name and its figures, a dict of floats; None and nan where there is no answer
         columns,      # Names of the figures to show
         digits:int=3, # Digits behind the point
-    ): self.rows, self.columns, self.digits = list(rows), tuple(columns), digits
+    ):
+        self.rows, self.columns, self.digits = list(rows), [columns] if isinstance(columns, str) else list(columns), digits
+        there = dict.fromkeys(k for _, d in self.rows for k in d)
+        missing = [c for c in self.columns if self.rows and c not in there]
+        if missing: raise InputError(f'"columns": no row has a figure {missing[0]!r}, only {", ".join(there)}')
     def cells(self):
         "Titles and rows of strings"
-        return ['', *self.columns], [[name, *(f'{d[c]:.{self.digits}f}' if c in d else '' for c in self.columns)] for name, d in self.rows]
+        said = lambda v: '-' if v is None or v != v else f'{v:.{self.digits}f}'
+        return ['', *self.columns], [[name, *(said(d[c]) if c in d else '' for c in self.columns)] for name, d in self.rows]
     def __repr__(self): return text_table(*self.cells())
     def _repr_html_(self): return html_table(*self.cells())
 

@@ -10,6 +10,7 @@ __all__ = ['wants_bars', 'format_row', 'ProgressLog', 'print_line', 'format_time
 import csv,hashlib,math,netrc,os,sys,time
 from contextlib import suppress
 from pathlib import Path
+import numpy as np
 import torch
 from fastai.torch_core import rank_distrib
 from fastcore.basics import noop
@@ -90,31 +91,40 @@ class CSVLog(TrainingCallback):
             w.writerows(rows)
 
 # %% ../../nbs/training/02_loggers.ipynb #30b59488
+def _read_history(path):
+    "Rows of a `history.csv`, numbers; `InputError` for what is none"
+    try:
+        with open(path, newline='', encoding='utf-8-sig') as f: return [{k: float(v) if v else math.nan for k,v in r.items()} for r in csv.DictReader(f)]
+    except (TypeError, ValueError, csv.Error) as e: raise InputError(f"'{path}' is no history of a run: {e}") from None
+
 def show_history(
-    run,                                # Folder of a run, whose `history.csv` is read, or rows as `Trainer.history` has them
-    losses=('train_loss', 'valid_loss'), # Columns of the first panel
-    scores=None,                        # Columns of the next panel, which goes from 0 to 1; None: all figures of the validation images
-    judged='validation images',         # What the scores were measured on, the title of their panel
-    rate=False,                         # Draw the learning rate, too?
-):                                      # Axes, one a panel
-    "Losses and scores of a run, round by round; `InputError` where it has no rounds, or a column is missing"
+    run,                        # Folder of a run, whose `history.csv` is read, or rows as `Trainer.history` has them
+    losses=None,                # Columns of the first panel; None: the loss, and that of the validation images where there are some
+    scores=None,                # Columns of the next panel; None: all figures of the validation images
+    judged='validation images', # What the scores were measured on, the title of their panel
+    rate=False,                 # Draw the learning rate, too?
+):                              # Axes, one a panel
+    "Losses and scores of a run, round by round; `InputError` where it has no rounds, a column is missing or its file is damaged"
     import matplotlib.pyplot as plt
-    if isinstance(run, (str, Path)):
-        with open(check_file(Path(run)/'history.csv', 'run'), newline='', encoding='utf-8') as f: run = [{k: float(v) if v else math.nan for k,v in r.items()} for r in csv.DictReader(f)]
-    if not run: raise InputError('"run" has no finished epoch: there is nothing to draw')
-    names = list(run[0])
-    if scores is None: scores = names[names.index('valid_loss') + 1:names.index('lr')] if 'valid_loss' in names else ()
-    missing = [k for k in (*losses, *scores) if k not in names]
+    rows = _read_history(check_file(Path(run)/'history.csv', 'run')) if isinstance(run, (str, Path)) else list(run)
+    if not rows: raise InputError('"run" has no finished epoch: there is nothing to draw')
+    names = list(dict.fromkeys(k for r in rows for k in r))
+    if losses is None: losses = [k for k in ('train_loss', 'valid_loss') if k in names]
+    if scores is None: scores = [k for k in names if k not in ('epoch', 'step', 'lr', 'seconds') and k[:6] not in ('train_', 'valid_')]
+    losses,scores = ([k] if isinstance(k, str) else list(k) for k in (losses, scores))
+    missing = [k for k in (*losses, *scores, *['lr']*rate) if k not in names]
     if missing: raise InputError(f'"run" has no column {missing[0]!r}, only {", ".join(names)}')
-    inner = all(k.startswith('train_') for k in losses)     # parts of the loss, which are known in training alone
-    panels = [(losses, 'losses in training' if inner else 'loss'), *[(scores, judged)]*bool(scores), *[(('lr',), 'learning rate')]*rate]
+    inner = all(k[:6] == 'train_' for k in losses)     # parts of the loss, which are known in training alone
+    panels = [(c, t) for c,t in ((losses, 'losses in training' if inner else 'loss'), (scores, judged), (['lr']*rate, 'learning rate')) if c]
+    if not panels: raise InputError('"losses" and "scores" name no column: there is nothing to draw')
     axes = plt.subplots(1, len(panels), figsize=(3.6*len(panels), 2.3), dpi=72, layout='constrained', squeeze=False)[1][0]
     for ax,(columns,title) in zip(axes, panels):
-        for k in columns: ax.plot([r['step'] if 'step' in r else r['epoch'] + 1 for r in run], [r.get(k, math.nan) for r in run], '.-', label=k.removeprefix('train_') if inner and columns is losses else k)
+        values = np.array([[math.nan if r.get(k) is None else r[k] for k in columns] for r in rows], dtype=float)
+        for k,v in zip(columns, values.T): ax.plot([r['step'] if 'step' in r else r['epoch'] + 1 for r in rows], v, '.-', label=k.removeprefix('train_') if inner and columns is losses else k)
         ax.set(title=title, xlabel='optimiser step' if 'step' in names else 'epoch')
-        if len(columns) > 1: ax.legend(fontsize=7)
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        if columns is scores: ax.set_ylim(0, 1.03)
+        if columns != ['lr']: ax.legend(fontsize=7, framealpha=.5)
+        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        if columns is scores and not (values < 0).any() and not (values > 1).any(): ax.set_ylim(0, 1.03)
     return axes
 
 # %% ../../nbs/training/02_loggers.ipynb #35f24b2e
