@@ -75,9 +75,10 @@ def check_range(
 def _missing(kind, path, name):
     parent = path.parent
     while not parent.is_dir() and parent != parent.parent: parent = parent.parent
-    wrong = path.relative_to(parent).parts[0]
-    near = nearest(wrong, os.listdir(parent)) if os.access(parent, os.R_OK) else None
-    hint = f" Did you mean '{parent/near}'?" if near and near != wrong else '' if parent == path.parent else f" '{parent}' exists, '{wrong}' in it does not."
+    wrong,there = path.relative_to(parent).parts[0],sorted(os.listdir(parent)) if os.access(parent, os.R_OK) else []
+    same = [n for n in there if parent == path.parent and path.suffix and n.endswith(path.suffix)]     # a checkpoint is not meant by the name of a picture
+    near = nearest(wrong, same or there)
+    hint = f" Did you mean '{parent/near}'?" if near and near != wrong else f" '{parent}' has {' and '.join(same)}." if 0 < len(same) < 4 else '' if parent == path.parent else f" '{parent}' exists, '{wrong}' in it does not."
     return MissingPathError(f"\"{name}\": no {kind} '{path}'.{hint}")
 
 # %% ../../nbs/core/00_checks.ipynb #371a116b
