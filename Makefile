@@ -7,7 +7,7 @@ READY   = $(VENV)/.visionlab-ready
 JOBS   ?= 2
 export NO_ALBUMENTATIONS_UPDATE = 1
 export MPLBACKEND ?= Agg
-# What is imported is compiled once and kept; compiling all that is installed would take longer than the download.
+# Bytecode is written where something is first imported, and kept, whatever the environment says: pip would compile all of its packages, most of which are never looked at.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test wheel docs bench notebooks prepare hooks system clean

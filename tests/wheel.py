@@ -26,7 +26,7 @@ def second(tmp_path_factory):
     shutil.copytree(root/'visionlab', home/'src/visionlab', ignore=shutil.ignore_patterns('__pycache__'))
     run(sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '-w', home/'dist', home/'src')
     run(sys.executable, '-m', 'venv', home/'venv')
-    run(home/'venv/bin/pip', 'install', '-q', next((home/'dist').glob('*.whl')))
+    run(home/'venv/bin/pip', 'install', '-q', '--no-compile', next((home/'dist').glob('*.whl')))
     yield home/'venv/bin/python'
     shutil.rmtree(home, ignore_errors=True)      # some GB
 
