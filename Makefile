@@ -26,7 +26,7 @@ system:
 # uv unpacks the packages, some GB, several times as fast as pip. Where it cannot, or pip has been given an index of its own, pip does it.
 $(READY): settings.ini setup.py | system
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@echo "installing visionlab and what it needs into $(VENV) (some minutes the first time)"
+	@echo "installing visionlab and what it needs into $(VENV) (a minute or a few, the first time)"
 	@{ ! $(PY) -m pip config list | grep -q '[.]index-url=' && $(PY) -m pip install -q --disable-pip-version-check uv && $(PY) -m uv pip install -q --python $(PY) -e '.[dev]'; } \
 	  || $(PY) -m pip install -q --no-compile --disable-pip-version-check -e '.[dev]'
 	@touch $@
