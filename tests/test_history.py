@@ -55,7 +55,7 @@ def test_rounds_are_whole_numbers(count, where, label):
 
 
 @pytest.mark.parametrize('settings, message', [
-    (dict(scores=['iou']), "no column 'iou', only epoch, train_loss"), (dict(losses='loss'), "no column 'loss'"), (dict(run=drop('lr'), rate=True), "no column 'lr'"),
+    (dict(scores=['iou']), "no column 'iou', only epoch, train_loss"), (dict(losses='loss'), "no column 'loss'"), (dict(run=drop('lr'), rate=True), "no column 'lr'"), (dict(run=drop('epoch')), "no column 'epoch'"),
     (dict(losses=(), scores=()), 'name no column'), (dict(run=[]), 'no finished epoch')])
 def test_refused(settings, message):
     with pytest.raises(InputError, match=message): show_history(**{'run': ROWS, **settings})

@@ -112,7 +112,7 @@ def show_history(
     if losses is None: losses = [k for k in ('train_loss', 'valid_loss') if k in names]
     if scores is None: scores = [k for k in names if k not in ('epoch', 'step', 'lr', 'seconds') and k[:6] not in ('train_', 'valid_')]
     losses,scores = ([k] if isinstance(k, str) else list(k) for k in (losses, scores))
-    missing = [k for k in (*losses, *scores, *['lr']*rate) if k not in names]
+    missing = [k for k in (*losses, *scores, *['lr']*rate, *['epoch']*('step' not in names)) if k not in names]
     if missing: raise InputError(f'"run" has no column {missing[0]!r}, only {", ".join(names)}')
     inner = all(k[:6] == 'train_' for k in losses)     # parts of the loss, which are known in training alone
     panels = [(c, t) for c,t in ((losses, 'losses in training' if inner else 'loss'), (scores, judged), (['lr']*rate, 'learning rate')) if c]
